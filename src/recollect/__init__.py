@@ -1,0 +1,8 @@
+"""recollect: training object detectors with query recollection, and the toolbox around it."""
+
+from recollect import detectors as _detectors  # registers every detector
+from recollect.decoding import Recollection
+from recollect.registry import create_model, list_models
+
+__version__ = "0.1.0"
+__all__ = ["Recollection", "__version__", "create_model", "list_models"]

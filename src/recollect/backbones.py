@@ -1,0 +1,151 @@
+"""Feature extractors: any timm model, with the freezing that detectors ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+_FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    # What a family needs to be a detection backbone, by the beginning of its timm name.
+    "hrnet": {"feature_location": ""},  # the default returns the classification head's widths
+    "swin": {"strict_img_size": False},  # any image size
+    "vit": {"dynamic_img_size": True},
+}
+
+
+class Backbone(nn.Module):
+    """Feature maps of a timm model at given strides.
+
+    name: timm model, for example "resnet50.tv_in1k". strides: of the maps wanted, each a power of two.
+    weights: None for random ones, "pretrained" for timm's from its hub, or a file (safetensors, or a torch file of
+        plain tensors) with timm's names.
+    norm: batch norm in training mode: "train" as usual, "eval" with fixed statistics but trainable affine, "frozen"
+        with both fixed.
+    frozen_stages: 0 trains everything, 1 freezes the stem and the first stage (stride 4), 2 one stage more, ...
+    options: further arguments of the timm model.
+
+    forward: [B, 3, H, W] -> one [B, C_l, H / stride_l, W / stride_l] per stride. `channels` and `mean`, `std` (the
+    normalisation its weights expect, for values in 0..1) are attributes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        weights: str | Path | None = None,
+        norm: Literal["train", "eval", "frozen"] = "eval",
+        frozen_stages: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        family = {
+            k: v for prefix, extra in _FAMILY_OPTIONS.items() if name.startswith(prefix) for k, v in extra.items()
+        }
+        options = {**family, **options}
+        self.name, self.strides, self.norm = name, tuple(strides), norm
+        probe = self._create(name, None, options)
+        reductions = probe.feature_info.reduction()
+        missing = [s for s in strides if s not in reductions]
+        if missing:
+            raise ValueError(f"backbone {name} has no features at stride(s) {missing}, only at {reductions}")
+        wanted = [len(reductions) - 1 - reductions[::-1].index(s) for s in strides]
+        self.body = self._create(name, weights, {**options, "out_indices": tuple(wanted)})
+        self.channels: list[int] = self.body.feature_info.channels()
+        self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC" or "swin" in name
+        config = getattr(self.body, "pretrained_cfg", None) or {}
+        self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        if isinstance(weights, Path) or (weights is not None and weights != "pretrained"):
+            _load_file(self.body, name, Path(weights))
+        if norm == "frozen":
+            for module in _batch_norms(self.body):
+                module.requires_grad_(False)
+        if frozen_stages:
+            self._freeze(2 ** (frozen_stages + 1))
+
+    @staticmethod
+    def _create(name: str, weights: str | Path | None, options: dict[str, Any]) -> Any:
+        try:
+            return timm.create_model(name, features_only=True, pretrained=weights == "pretrained", **options)
+        except RuntimeError as error:
+            if "Unknown model" in str(error):
+                near = timm.list_models(f"{name.split('.')[0].split('_')[0]}*")[:5]
+                raise ValueError(f"timm has no model {name!r}; near ones: {', '.join(near) or 'none'}") from error
+            raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+        except Exception as error:
+            if weights != "pretrained":
+                raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"the pretrained weights of {name} could not be fetched from the hub ({reason}); give a local file "
+                "with --backbone-weights FILE, or train from random weights with --backbone-weights none"
+            ) from error
+
+    def _freeze(self, up_to_stride: int) -> None:
+        """Freeze everything before and including the stage that ends at `up_to_stride`."""
+        info = self.body.feature_info
+        last = [info.module_name(i) for i, r in enumerate(info.reduction()) if r <= up_to_stride]
+        if not last:
+            return
+        names = [name for name, _ in self.body.named_children()]
+        end = last[-1].replace(".", "_")
+        # A child of the feature wrapper is a stage, or holds stages: freeze the children up to the named one.
+        for name in names[: names.index(end) + 1] if end in names else []:
+            for parameter in self.body.get_submodule(name).parameters():
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As usual, but batch norm keeps its statistics unless `norm` is "train"."""
+        super().train(mode)
+        if self.norm != "train":
+            for module in _batch_norms(self.body):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> [B, C_l, H_l, W_l] per stride, finest first."""
+        maps = self.body(images)
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | BatchNormAct2d)]
+
+
+def _load_file(body: nn.Module, name: str, path: Path) -> None:
+    """Load weights with timm's names; a classifier head that the features do not have is left aside."""
+    if not path.is_file():
+        raise ValueError(f"backbone weights {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"backbone weights {path} cannot be read as plain tensors: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+    state = {k.removeprefix("backbone.").removeprefix("module."): v for k, v in state.items()}
+    own = body.state_dict()
+    children = {child: child.replace("_", ".", 1) for child, _ in body.named_children()}
+    chosen, wrong = {}, []
+    for key, value in own.items():
+        head, _, tail = key.partition(".")
+        found = state.get(key, state.get(f"{children.get(head, head)}.{tail}"))
+        if found is None and key.endswith("num_batches_tracked"):
+            found = value
+        if found is None or found.shape != value.shape:
+            wrong.append(f"{key} {tuple(value.shape)} (file: {tuple(found.shape) if found is not None else 'missing'})")
+        else:
+            chosen[key] = found.to(value.dtype)
+    if wrong:
+        listed = "; ".join(wrong[:10])
+        raise ValueError(f"{path} does not hold weights of {name}: {len(wrong)} of {len(own)} entries differ: {listed}")
+    body.load_state_dict(chosen)
