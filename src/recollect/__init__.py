@@ -1,6 +1,6 @@
 """recollect: training object detectors with query recollection, and the toolbox around it."""
 
-from recollect import detectors as _detectors  # registers every detector
+import recollect.detectors  # noqa: F401  registers every detector
 from recollect.decoding import Recollection
 from recollect.registry import create_model, list_models
 

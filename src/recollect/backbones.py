@@ -123,6 +123,7 @@ def _load_file(body: nn.Module, name: str, path: Path) -> None:
     """Load weights with timm's names; a classifier head that the features do not have is left aside."""
     if not path.is_file():
         raise ValueError(f"backbone weights {path}: there is no such file")
+    state: dict[str, Any]
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -130,8 +131,8 @@ def _load_file(body: nn.Module, name: str, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"backbone weights {path} cannot be read as plain tensors: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+    wrapped = [state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+    state = wrapped[0] if wrapped else state
     state = {k.removeprefix("backbone.").removeprefix("module."): v for k, v in state.items()}
     own = body.state_dict()
     children = {child: child.replace("_", ".", 1) for child, _ in body.named_children()}

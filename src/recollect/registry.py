@@ -7,12 +7,14 @@ import fnmatch
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
 
     from recollect.recipe import Recipe
+
+    Build = TypeVar("Build", bound=Callable[..., nn.Module])
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ def register(
     staged: bool = False,
     published: Published | None = None,
     like: Callable[..., nn.Module] | None = None,
-) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+) -> Callable[[Build], Build]:
     """Register an entry function under its own name; a second function of that name is refused."""
 
-    def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def add(build: Build) -> Build:
         name = build.__name__
         if name in _ENTRIES:
             raise ValueError(f"a detector named {name!r} is already registered, by {_ENTRIES[name].build.__module__}")
