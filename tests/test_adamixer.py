@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import make_images, make_targets, total
 
+from helpers import make_images, make_targets, total
 from recollect import Recollection, create_model
 from recollect.detectors.adamixer import AdaMixerStage, Memory
 from recollect.structures import Queries
@@ -203,3 +203,20 @@ def test_full_size_configurations_have_the_reference_s_parameters():
     assert sum(p.numel() for p in large.parameters()) == 172_213_748 - 300 * 4
     assert len(large.stages) == 7 and large.query_content.num_embeddings == 300
     assert model_entry("sqr_adamixer_r50").recollects
+
+
+def test_inference_runs_the_plain_path_alone():
+    """Not only the same result: no further group is even computed."""
+    model = tiny().eval()
+    _, predictions = model.decode_features(*_features(model, make_images(SIZES[:2])))
+    assert [p.logits.shape[1] for p in predictions] == [1, 1, 1]
+
+
+def test_boxes_carry_no_gradient_from_stage_to_stage():
+    """Section 3.4: contents do, boxes do not; so the first stage's box layer learns from its own loss alone."""
+    model = tiny()
+    _, predictions = model.decode_features(*_features(model, make_images(SIZES[:2])))
+    predictions[1].boxes.sum().backward()
+    first = model.stages[0]
+    assert first.to_box.weight.grad is None or first.to_box.weight.grad.abs().sum() == 0
+    assert first.mixing.out.weight.grad.abs().sum() > 0

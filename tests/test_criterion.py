@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from helpers import make_targets, total
 
+from helpers import make_targets, total
 from recollect.losses import FocalClassification, SetCriterion, SoftmaxClassification
 from recollect.losses.set_criterion import gather_objects
 from recollect.matching import NonFinitePrediction

@@ -70,7 +70,7 @@ def test_last_group_is_the_plain_path_to_the_bit(stages, rule):
 
 
 def test_groups_stand_oldest_first():
-    """Stage 2 (the third) holds [stage 0's output, skipping stage 1; then what stage 1 wrote from q0 and from stage 0]."""
+    """The third stage holds the path that skipped the second, then what the second wrote: from q0, from the first."""
     decoder, start, memory = setup(3)
     third = decode(decoder, start, memory, Recollection())[2]
     a, b, c = decoder
