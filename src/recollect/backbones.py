@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub.constants
 import timm
 import torch
 from safetensors.torch import load_file
@@ -73,7 +78,8 @@ class Backbone(nn.Module):
     @staticmethod
     def _create(name: str, weights: str | Path | None, options: dict[str, Any]) -> Any:
         try:
-            return timm.create_model(name, features_only=True, pretrained=weights == "pretrained", **options)
+            with _offline_if_unreachable():
+                return timm.create_model(name, features_only=True, pretrained=weights == "pretrained", **options)
         except RuntimeError as error:
             if "Unknown model" in str(error):
                 near = timm.list_models(f"{name.split('.')[0].split('_')[0]}*")[:5]
@@ -82,7 +88,7 @@ class Backbone(nn.Module):
         except Exception as error:
             if weights != "pretrained":
                 raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
             raise ValueError(
                 f"the pretrained weights of {name} could not be fetched from the hub ({reason}); give a local file "
                 "with --backbone-weights FILE, or train from random weights with --backbone-weights none"
@@ -91,15 +97,18 @@ class Backbone(nn.Module):
     def _freeze(self, up_to_stride: int) -> None:
         """Freeze everything before and including the stage that ends at `up_to_stride`."""
         info = self.body.feature_info
-        last = [info.module_name(i) for i, r in enumerate(info.reduction()) if r <= up_to_stride]
+        last = [name for name, r in zip(info.module_name(), info.reduction()) if r <= up_to_stride]
         if not last:
             return
         names = [name for name, _ in self.body.named_children()]
         end = last[-1].replace(".", "_")
-        # A child of the feature wrapper is a stage, or holds stages: freeze the children up to the named one.
-        for name in names[: names.index(end) + 1] if end in names else []:
-            for parameter in self.body.get_submodule(name).parameters():
-                parameter.requires_grad_(False)
+        if end not in names:
+            raise ValueError(
+                f"backbone {self.name} does not come apart at stage {last[-1]!r}, so its first stages cannot be "
+                "frozen; use frozen_stages=0"
+            )
+        for name in names[: names.index(end) + 1]:
+            self.body.get_submodule(name).requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but batch norm keeps its statistics unless `norm` is "train"."""
@@ -113,6 +122,23 @@ class Backbone(nn.Module):
         """[B, 3, H, W] -> [B, C_l, H_l, W_l] per stride, finest first."""
         maps = self.body(images)
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Without a network the hub client retries for a minute before it looks into its cache: tell it at once."""
+    constants = huggingface_hub.constants
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    offline = constants.HF_HUB_OFFLINE
+    if not offline and not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
