@@ -56,6 +56,49 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Priors:
+    """Anchors or points of one image: where a dense head predicts, in the order of its flattened outputs.
+
+    boxes: [N, 4] xyxy in pixels; a point is the square of one stride around it.
+    strides: [N], pixels per cell. counts: priors per level, finest first; they sum to N.
+    """
+
+    boxes: Tensor
+    strides: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def centres(self) -> Tensor:
+        """[N, 2]: x, y in pixels."""
+        return (self.boxes[..., :2] + self.boxes[..., 2:]) / 2
+
+    def select(self, mask: Tensor) -> Priors:
+        """Only the priors where `mask` [N] is true."""
+        counts = tuple(int(level.sum()) for level in mask.split(self.counts))
+        return Priors(self.boxes[mask], self.strides[mask], counts)
+
+
+NEGATIVE, IGNORED = -1, -2
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which object each prior of one image answers for.
+
+    gt_index: [N] long, the object's place in the target, or NEGATIVE (background), or IGNORED (in no loss).
+    overlap: [N], the IoU that decided where the assigner works by IoU; else 0.
+    """
+
+    gt_index: Tensor
+    overlap: Tensor
+
+    @property
+    def positive(self) -> Tensor:
+        """[N] bool."""
+        return self.gt_index >= 0
+
+
+@dataclass(frozen=True)
 class ImageBatch:
     """Normalised images of one batch, padded at the bottom and right to a common size.
 

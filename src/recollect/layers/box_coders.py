@@ -1,0 +1,89 @@
+"""Between boxes and the numbers that a head regresses. All boxes are xyxy in pixels.
+
+A coder has `encode(priors, boxes)` and `decode(priors, values, max_size=None)` over any leading dimensions; `max_size`
+(height, width) clips decoded boxes at the image border.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recollect.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+Size = tuple[int, int] | None
+
+
+def clip(boxes: Tensor, max_size: Size) -> Tensor:
+    """Cut [..., 4] xyxy at 0 and at (height, width); None leaves them."""
+    if max_size is None:
+        return boxes
+    height, width = max_size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack((x, y), -1).flatten(-2)
+
+
+@dataclass(frozen=True)
+class DeltaBoxCoder:
+    """Centre shift in units of the prior's size, and log of the size ratio (R-CNN), then standardised.
+
+    means, stds: of (dx, dy, dw, dh). max_ratio: decoded sizes stay within this factor of the prior's, either way.
+    centre_clamp: decoded centres move at most so many pixels (YOLOF), which also drops the lower bound on sizes.
+    """
+
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    max_ratio: float = 1000 / 16
+    centre_clamp: float | None = None
+
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """[..., 4], [..., 4] -> deltas [..., 4]."""
+        prior, box = xyxy_to_cxcywh(priors), xyxy_to_cxcywh(boxes)
+        shift = (box[..., :2] - prior[..., :2]) / prior[..., 2:]
+        growth = (box[..., 2:] / prior[..., 2:]).log()
+        deltas = torch.cat((shift, growth), -1)
+        return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
+
+    def decode(self, priors: Tensor, deltas: Tensor, max_size: Size = None) -> Tensor:
+        """[..., 4], [..., 4] -> boxes [..., 4]."""
+        deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+        prior = xyxy_to_cxcywh(priors)
+        shift = deltas[..., :2] * prior[..., 2:]
+        limit = math.log(self.max_ratio)
+        if self.centre_clamp is None:
+            growth = deltas[..., 2:].clamp(-limit, limit)
+        else:
+            shift = shift.clamp(-self.centre_clamp, self.centre_clamp)
+            growth = deltas[..., 2:].clamp(max=limit)
+        centre, size = prior[..., :2] + shift, prior[..., 2:] * growth.exp()
+        return clip(cxcywh_to_xyxy(torch.cat((centre, size), -1)), max_size)
+
+
+@dataclass(frozen=True)
+class DistanceBoxCoder:
+    """Distances from the prior's centre to the box's left, top, right and bottom side (FCOS), in pixels.
+
+    A head that regresses strides multiplies before it decodes.
+    """
+
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """[..., 4], [..., 4] -> l, t, r, b [..., 4]; negative where the centre is outside the box."""
+        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        return torch.cat((centre - boxes[..., :2], boxes[..., 2:] - centre), -1)
+
+    def decode(self, priors: Tensor, distances: Tensor, max_size: Size = None) -> Tensor:
+        """[..., 4], [..., 4] -> boxes [..., 4]."""
+        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        return clip(torch.cat((centre - distances[..., :2], centre + distances[..., 2:]), -1), max_size)
+
+
+def expected_bin(logits: Tensor, sides: int = 4) -> Tensor:
+    """The mean of a distribution over bins 0..M per side (GFL's integral): [..., sides * (M + 1)] -> [..., sides]."""
+    probabilities = F.softmax(logits.unflatten(-1, (sides, -1)), -1)
+    bins = torch.arange(probabilities.shape[-1], dtype=logits.dtype, device=logits.device)
+    return probabilities @ bins

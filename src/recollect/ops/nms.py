@@ -1,0 +1,94 @@
+"""Non-maximum suppression, and the post-processing that dense heads, RPNs and RoI heads end with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor
+
+from recollect.ops.boxes import pairwise_iou
+
+
+@dataclass(frozen=True)
+class SoftNMS:
+    """Instead of removing a box that overlaps a better one, lower its score (Bodla et al. 2017, arXiv 1704.04503).
+
+    method: "linear": times 1 - IoU above the IoU threshold; "gaussian": times exp(-IoU^2 / sigma) whatever the IoU.
+    min_score: boxes whose score falls below are dropped.
+    """
+
+    method: Literal["linear", "gaussian"] = "linear"
+    sigma: float = 0.5
+    min_score: float = 0.05
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Indices that survive NMS within each group, best first. A box of IoU above `threshold` with a better one goes.
+
+    boxes: [n, 4] xyxy. scores: [n]. groups: [n] ints, for example class or level; boxes of two groups never meet.
+    """
+    return torchvision.ops.batched_nms(boxes, scores, groups, threshold)
+
+
+def soft_nms(
+    boxes: Tensor, scores: Tensor, threshold: float, soft: SoftNMS = SoftNMS(), groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(indices, lowered scores), best first. The loop is over the boxes kept, all groups at once.
+
+    boxes: [n, 4] xyxy. scores: [n]. groups: [n]; boxes of two groups never meet.
+    """
+    count = len(boxes)
+    scores = scores.clone()
+    overlaps = pairwise_iou(boxes, boxes, eps=1e-12)
+    if groups is not None:
+        overlaps = overlaps * (groups[:, None] == groups)
+    decay = torch.exp(-overlaps.square() / soft.sigma)
+    if soft.method == "linear":
+        decay = torch.where(overlaps > threshold, 1 - overlaps, 1.0)
+    alive = scores >= soft.min_score
+    kept, values = [], []
+    for _ in range(count):
+        best = torch.where(alive, scores, -torch.inf).argmax()
+        if not alive[best]:
+            break
+        kept.append(best)
+        values.append(scores[best].clone())
+        alive[best] = False
+        scores = torch.where(alive, scores * decay[best], scores)
+        alive &= scores >= soft.min_score
+    if not kept:
+        return torch.zeros(0, dtype=torch.long, device=boxes.device), scores[:0]
+    return torch.stack(kept), torch.stack(values)
+
+
+def multiclass_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    factor: Tensor | None = None,
+    soft: SoftNMS | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best detections of one image: (boxes [n, 4], scores [n], labels [n], index [n] into the N given), best first.
+
+    boxes: [N, 4], or [N, K, 4] where every class has its own. scores: [N, K].
+    score_threshold: on `scores`, before `factor` [N] (centreness, IoU, ...) multiplies them.
+    soft: use soft-NMS with `iou_threshold`.
+    """
+    index, labels = (scores > score_threshold).nonzero().unbind(1)
+    kept_boxes = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
+    values = scores[index, labels]
+    if factor is not None:
+        values = values * factor[index]
+    if soft is None:
+        keep = batched_nms(kept_boxes, values, labels, iou_threshold)[:max_detections]
+        values = values[keep]
+    else:
+        keep, values = soft_nms(kept_boxes, values, iou_threshold, soft, labels)
+        keep, values = keep[:max_detections], values[:max_detections]
+    return kept_boxes[keep], values, labels[keep], index[keep]

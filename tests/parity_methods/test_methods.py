@@ -1,0 +1,37 @@
+"""Every case of the shared parts' manifest. Another set: RECOLLECT_PARITY=folder pytest tests/parity_methods."""
+
+import os
+
+import pytest
+import torch
+
+from parity.ledger import Ledger
+from parity_methods import parts
+from parity_methods.goldens import METHODS, method_cases
+
+CASES = method_cases()
+CHECKS = {
+    "FPN variants": parts.check_fpn,
+    "anchor generators: base anchors, grids on small maps, valid flags": parts.check_anchors,
+    "box coders": parts.check_coders,
+    "MaxIoUAssigner, ATSSAssigner": parts.check_assigners,
+}
+
+
+def check_of(case):
+    if case.kind.startswith("nms, batched_nms"):
+        return parts.check_nms
+    return CHECKS.get(case.kind)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if check_of(c)], ids=lambda c: c.name)
+def test_golden(case):
+    ledger = Ledger(case.name, torch.float64)
+    check_of(case)(case, ledger)
+    ledger.verdict()
+
+
+def test_there_are_golden_values():
+    if not CASES and not os.environ.get("CI") and "RECOLLECT_PARITY" not in os.environ:
+        pytest.skip("the golden values are not beside this checkout")
+    assert CASES, f"no manifest in {METHODS}"
