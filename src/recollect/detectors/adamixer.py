@@ -67,6 +67,14 @@ def encode_position(xyzr: Tensor, channels: int) -> Tensor:
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-3)
 
 
+def place_points(offsets: Tensor, xyzr: Tensor) -> Tensor:
+    """Offsets [B, Q, M, P, 3] in units of the boxes' width, height and octaves of scale, [B, Q, 4] -> x, y, z."""
+    xyzr = xyzr[:, :, None, None]
+    z, r = xyzr[..., 2:3], xyzr[..., 3:4]
+    size = torch.cat((2 ** (z - r / 2), 2 ** (z + r / 2)), -1)
+    return torch.cat((xyzr[..., :2] + offsets[..., :2] * size, z + offsets[..., 2:]), -1)
+
+
 @dataclass(frozen=True)
 class Memory:
     """What the stages read: the neck's maps [B, C, H_l, W_l] and the images' sizes [B, 4] as w, h, w, h in pixels."""
@@ -172,9 +180,13 @@ class AdaMixerStage(nn.Module):
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Queries, Prediction]:
         """[B, G, N, C] contents and [B, G, N, 4] xyzr boxes -> the same, refined, and the prediction."""
-        batch, groups, num_queries, channels = queries.content.shape
-        xyzr = queries.boxes.detach()  # section 3.4: boxes carry no gradient from stage to stage
-        content = self.attend(queries.content.flatten(0, 1), xyzr.flatten(0, 1))
+        # Section 3.4: boxes carry no gradient from stage to stage.
+        return self.refine(queries.content, queries.boxes.detach(), memory)
+
+    def refine(self, content: Tensor, xyzr: Tensor, memory: Memory) -> tuple[Queries, Prediction]:
+        """The stage itself: `forward`, with a gradient to the boxes if they ask for one."""
+        batch, groups, num_queries, channels = content.shape
+        content = self.attend(content.flatten(0, 1), xyzr.flatten(0, 1))
         content = content.view(batch, groups * num_queries, channels)
         content = self.sample_and_mix(content, xyzr.flatten(1, 2), memory)
         content = self.feedforward_norm(content + self.feedforward(content))
@@ -200,11 +212,7 @@ class AdaMixerStage(nn.Module):
     def sampling_points(self, content: Tensor, xyzr: Tensor) -> Tensor:
         """Where the stage looks: [B, Q, C], [B, Q, 4] -> [B, Q, M, P, 3] x, y in pixels and z (section 3.2)."""
         offsets = self.sampling_offsets(content).to(xyzr.dtype)
-        offsets = offsets.unflatten(-1, (self.mixing_groups, self.in_points, 3))
-        xyzr = xyzr[:, :, None, None]
-        z, r = xyzr[..., 2:3], xyzr[..., 3:4]
-        size = torch.cat((2 ** (z - r / 2), 2 ** (z + r / 2)), -1)
-        return torch.cat((xyzr[..., :2] + offsets[..., :2] * size, z + offsets[..., 2:]), -1)
+        return place_points(offsets.unflatten(-1, (self.mixing_groups, self.in_points, 3)), xyzr)
 
     def sample_and_mix(self, content: Tensor, xyzr: Tensor, memory: Memory) -> Tensor:
         """Reading the image: groups are folded into the queries, [B, G * N, C], so maps are never copied."""
@@ -325,6 +333,16 @@ def tiny_recipe() -> Recipe:
     )
 
 
+def small_recipe() -> Recipe:
+    """Fine-tuning a pretrained light backbone on a small data set, on a CPU; ours, not a paper's."""
+    return Recipe(
+        data=Data(resize=Resize((224, 240, 256, 272, 288), 512)),
+        optimiser=Optimiser(lr=5e-4, batch=8, weight_decay=1e-4, clip_norm=1.0, scales=(("backbone.", 0.1),)),
+        schedule=Schedule(epochs=30, drops=(0.67, 0.92), warmup_steps=100),
+        batch=8,
+    )
+
+
 _PAPER = "arXiv 2203.16507"
 _SQR_PAPER = "arXiv 2212.07593"
 
@@ -389,6 +407,32 @@ def sqr_adamixer_r50(num_classes: int = 80, **options: Any) -> AdaMixer:
 def sqr_adamixer_r101_7stages(num_classes: int = 80, **options: Any) -> AdaMixer:
     """The paper's largest: ResNet-101, seven stages, 300 queries, selective query recollection."""
     return adamixer_r101(num_classes, **{"num_stages": 7, "recollection": Recollection(), **options})
+
+
+@register(small_recipe, family="AdaMixer", paper=_PAPER, staged=True)
+def adamixer_mobilenetv2(
+    num_classes: int = 80,
+    *,
+    num_queries: int = 50,
+    num_stages: int = 4,
+    backbone: str = "mobilenetv2_100",
+    backbone_weights: str | Path | None = None,
+    backbone_options: dict[str, Any] | None = None,
+    initial_boxes: Literal["image", "grid"] = "grid",
+    recollection: Recollection | None = None,
+) -> AdaMixer:
+    """A light AdaMixer for fine-tuning on a CPU: MobileNetV2, four narrow stages, queries on a grid. Not in a paper."""
+    body = Backbone(backbone, STRIDES, backbone_weights, norm="eval", frozen_stages=0, **(backbone_options or {}))
+    return _build(
+        num_classes, num_queries, num_stages, body, recollection, initial_boxes,
+        content=128, heads=4, feedforward=512, mixing_groups=2, in_points=16, out_points=64, sampling_scale_bias=-1.5,
+    )  # fmt: skip
+
+
+@register(small_recipe, family="AdaMixer", paper=_SQR_PAPER, staged=True, like=adamixer_mobilenetv2)
+def sqr_adamixer_mobilenetv2(num_classes: int = 80, **options: Any) -> AdaMixer:
+    """The light AdaMixer trained with selective query recollection."""
+    return adamixer_mobilenetv2(num_classes, **{"recollection": Recollection(), **options})
 
 
 @register(tiny_recipe, family="AdaMixer", paper=_PAPER, staged=True)
