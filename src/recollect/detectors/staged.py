@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from recollect.backbones import Backbone
 from recollect.decoding import Recollection, decode
 from recollect.losses import SetCriterion
 from recollect.ops.boxes import cxcywh_to_xyxy
+from recollect.registry import Published, model_entry, register
 from recollect.structures import ImageBatch, Prediction, Queries, Target
 
 
@@ -21,12 +23,36 @@ class Encoded:
     """What a detector makes of an image before its first decoder stage.
 
     queries: the initial ones, one group. memory: whatever the stages read of the image.
-    proposals: class-agnostic predictions [B, 1, N, 1] of a two-stage detector's encoder, for their own loss.
+    proposals: predictions [B, 1, S, K] of a two-stage detector's encoder, for their own loss; class 0 is "an object".
     """
 
     queries: Queries
     memory: Any
     proposals: Prediction | None = None
+
+
+def recollecting(build: Callable[..., nn.Module], published: Published | None = None) -> Callable[..., nn.Module]:
+    """Register and return `sqr_NAME`: the registered entry function NAME, trained with selective query recollection.
+
+    Recipe and options are those of `build`; its `recollection` option is Recollection() unless given.
+    """
+    entry = model_entry(build.__name__)
+
+    def sqr(num_classes: int = inspect.signature(build).parameters["num_classes"].default, **options: Any) -> nn.Module:
+        return build(num_classes, **{"recollection": Recollection(), **options})
+
+    sqr.__name__ = sqr.__qualname__ = f"sqr_{entry.name}"
+    sqr.__module__ = build.__module__
+    sqr.__doc__ = f"`{entry.name}` trained with selective query recollection."
+    add = register(
+        entry.recipe,
+        family=entry.family,
+        paper="arXiv 2212.07593",
+        staged=True,
+        published=published,
+        like=entry.like or build,
+    )
+    return add(sqr)
 
 
 class StagedDetector(nn.Module):
@@ -108,7 +134,9 @@ class StagedDetector(nn.Module):
 
     def detections(self, prediction: Prediction, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The `num_detections` best pairs of query and class of the plain path, per image. No NMS: matching was 1:1."""
-        scores = self.criterion.classification.scores(prediction.logits[:, -1].float())  # [B, N, K]
+        logits = prediction.logits[:, -1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        scores = self.criterion.classification.scores(logits)  # [B, N, K]
         boxes = cxcywh_to_xyxy(prediction.boxes[:, -1].to(scores.dtype)) * batch.whwh().to(scores.dtype)[:, None]
         if self.clip:
             boxes = boxes.clamp(min=0).minimum(batch.whwh().to(boxes.dtype)[:, None])

@@ -23,7 +23,7 @@ class SetCriterion(nn.Module):
     matched pairs (mean over ranks, at least 1). Matching and losses run in float32 or better, also under autocast.
 
     l1, giou: weights of the box losses; cost_l1, cost_giou: of the matching costs.
-    l1_format: coordinates in which the L1 loss is taken, normalised by the image size in both cases.
+    l1_format: coordinates in which L1 is taken, in loss and cost, normalised by the image size in both cases.
     stage_weights: factor per stage, default 1.
     """
 
@@ -40,7 +40,7 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         self.classification = classification
-        self.matcher = HungarianMatcher(classification, cost_l1, cost_giou)
+        self.matcher = HungarianMatcher(classification, cost_l1, cost_giou, l1_format)
         self.l1, self.giou, self.l1_format = l1, giou, l1_format
         self.stage_weights = stage_weights
 

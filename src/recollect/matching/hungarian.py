@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -65,12 +65,18 @@ class ClassificationCost(Protocol):
 class HungarianMatcher:
     """cost = classification + l1 * |box - object|_1 + giou * (-GIoU), the cheapest one-to-one assignment.
 
-    The classification cost is the classification loss's own (`classification.cost`). L1 is taken on normalised cxcywh,
-    GIoU on pixels (MMDetection's convention, which matters only through its epsilon).
+    The classification cost is the classification loss's own (`classification.cost`). L1 is taken on normalised boxes in
+    `l1_format`, GIoU on pixels (MMDetection's convention, which matters only through its epsilon).
     """
 
-    def __init__(self, classification: ClassificationCost, l1: float = 5.0, giou: float = 2.0) -> None:
-        self.classification, self.l1, self.giou = classification, l1, giou
+    def __init__(
+        self,
+        classification: ClassificationCost,
+        l1: float = 5.0,
+        giou: float = 2.0,
+        l1_format: Literal["cxcywh", "xyxy"] = "cxcywh",
+    ) -> None:
+        self.classification, self.l1, self.giou, self.l1_format = classification, l1, giou, l1_format
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, objects: Objects, images: slice) -> Tensor:
@@ -80,9 +86,11 @@ class HungarianMatcher:
         whwh = objects.whwh[images]
         b, g, n, _ = logits.shape
         cost = self.classification.cost(logits, labels[:, None, None].expand(b, g, n, width))
-        cost = cost + self.l1 * torch.cdist(boxes.flatten(1, 2), truth, p=1).view(b, g, n, width)
-        pixels = cxcywh_to_xyxy(boxes) * whwh[:, None, None]
-        truth_pixels = cxcywh_to_xyxy(truth) * whwh[:, None]
+        corners, truth_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)
+        compared, with_truth = (boxes, truth) if self.l1_format == "cxcywh" else (corners, truth_corners)
+        cost = cost + self.l1 * torch.cdist(compared.flatten(1, 2), with_truth, p=1).view(b, g, n, width)
+        pixels = corners * whwh[:, None, None]
+        truth_pixels = truth_corners * whwh[:, None]
         return cost - self.giou * giou(pixels.unsqueeze(-2), truth_pixels[:, None, None])
 
     @torch.no_grad()
