@@ -1,0 +1,290 @@
+"""Name tables: how the names in a checkpoint of another project correspond to ours, one rule per line.
+
+A table is data. It reads in both directions, and whatever it does not cover is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class ConversionError(ValueError):
+    """A checkpoint and a table or model do not fit together. The text names the first ten keys with both shapes."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a name table: `Rule("head.{s}.fc.*", "stages.{s}.to_class.*")`.
+
+    `{s}`, with any letter, stands for a number and `*` for the rest of the name; both sides use the same ones, with one
+    exception: a number that only `theirs` has means tied copies of one tensor of ours, which must be equal.
+
+    theirs: template of their name; several mean that ours is their concatenation along `dim`, in equal parts.
+    ours: template of our name, or None for an entry that we have no use for; `why` then says so. Such entries are kept
+        beside the weights, so that the way back is complete.
+    classes: the first dimension counts classes; what `select_classes` cuts.
+    """
+
+    theirs: str | tuple[str, ...]
+    ours: str | None
+    dim: int = 0
+    why: str = ""
+    classes: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The templates of their names."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rules for one family of detectors in the files of one project.
+
+    source: the project. families: of our registry, that the table serves. marker: a template of a name that only files
+    of this kind hold. rules: tried in order, the first that fits a name decides.
+    options: how arguments of the entry function follow from the file: {"num_classes": ("head.0.fc.bias", 0)} reads the
+        size of dimension 0 of the first entry whose name fits; {"num_stages": ("head.{s}.", None)} counts the `{s}`.
+    filled: patterns of our names that their files need not have; they are filled as a fresh model has them.
+    coco91: the class rows are COCO category ids 0..90 (and, if one row more, "no object").
+    checked: what this table was verified against.
+    """
+
+    source: str
+    families: tuple[str, ...]
+    marker: str
+    rules: tuple[Rule, ...]
+    options: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    filled: tuple[str, ...] = ("*num_batches_tracked",)
+    coco91: bool = False
+    checked: str = ""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """state: tensors under our names. unused: entries of the file that ours has no place for, under their names."""
+
+    state: dict[str, Tensor]
+    unused: dict[str, Tensor]
+
+
+def under(theirs: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The same rules with prefixes on both sides."""
+    return tuple(
+        replace(
+            rule,
+            theirs=tuple(theirs + part for part in rule.parts),
+            ours=None if rule.ours is None else ours + rule.ours,
+        )
+        for rule in rules
+    )
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """The template as a regular expression with one named group per letter, and `rest` for the star."""
+    expression, seen = "", set()
+    for piece in re.split(r"(\{\w\}|\*)", template):
+        if piece == "*":
+            expression += "(?P<rest>.*)"
+        elif re.fullmatch(r"\{\w\}", piece):
+            letter = piece[1]
+            expression += f"(?P={letter})" if letter in seen else rf"(?P<{letter}>\d+)"
+            seen.add(letter)
+        else:
+            expression += re.escape(piece)
+    return re.compile(expression)
+
+
+def fits(template: str, name: str) -> bool:
+    """Whether a name follows a template."""
+    return _pattern(template).fullmatch(name) is not None
+
+
+def _letters(template: str) -> set[str]:
+    return set(re.findall(r"\{(\w)\}", template))
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w)\}|\*", lambda m: values[m.group(1) or "rest"], template)
+
+
+def _match(template: str, name: str) -> dict[str, str] | None:
+    found = _pattern(template).fullmatch(name)
+    return None if found is None else found.groupdict()
+
+
+def _theirs(table: Table, name: str) -> tuple[Rule, int, dict[str, str]] | None:
+    """The rule for a name of theirs, which of its parts the name is, and the values of its placeholders."""
+    for rule in table.rules:
+        for part, template in enumerate(rule.parts):
+            values = _match(template, name)
+            if values is not None:
+                return rule, part, values
+    return None
+
+
+# --- Theirs to ours
+
+
+def to_ours(table: Table, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Converted:
+    """Rename every entry of a checkpoint, each exactly once.
+
+    state: their names. expected: `model.state_dict()` of our detector (shapes decide; meta tensors will do, except for
+    `filled` entries that the file lacks). Values keep their dtype.
+    Raises ConversionError for entries that no rule covers, that our model lacks, that are missing, differ in shape, or
+    are tied in our model and differ in the file.
+    """
+    pieces: dict[str, list[Tensor | None]] = {}
+    dims: dict[str, int] = {}
+    ties: dict[str, list[str]] = {}
+    unused: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name, value in state.items():
+        found = _theirs(table, name)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, part, values = found
+        if rule.ours is None:
+            unused[name] = value
+            continue
+        ours = _fill(rule.ours, values)
+        slots = pieces.setdefault(ours, [None] * len(rule.parts))
+        dims[ours] = rule.dim
+        before = slots[part]
+        if before is None:
+            slots[part] = value
+        elif len(_letters(rule.parts[part])) == len(_letters(rule.ours)):
+            raise ConversionError(
+                f"two entries of the file stand for our {ours}, one of them {name}: a file in two minds"
+            )
+        elif not _same(before, value):
+            ties.setdefault(ours, []).append(name)
+    result: dict[str, Tensor] = {}
+    incomplete: list[str] = []
+    for ours, slots in pieces.items():
+        whole = [s for s in slots if s is not None]
+        if len(whole) < len(slots):
+            incomplete.append(f"{ours}: only {len(whole)} of its {len(slots)} parts are in the file")
+        else:
+            result[ours] = whole[0] if len(whole) == 1 else torch.cat(whole, dims[ours])
+    for name, value in expected.items():
+        if name not in result and name not in pieces and any(fits(pattern, name) for pattern in table.filled):
+            result[name] = value
+    faults = [f"{n} {_shape(state[n])}: no rule of the table {table.source!r} covers it" for n in unknown]
+    faults += incomplete
+    faults += _compare(result, expected)
+    faults += [f"{n}: differs from its copies, but our {o} is one tensor" for o, names in ties.items() for n in names]
+    if faults:
+        raise ConversionError(listing(faults))
+    return Converted({name: result[name] for name in expected}, unused)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.is_meta or b.is_meta:
+        return a.shape == b.shape
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _shape(value: Tensor) -> Shape:
+    return tuple(value.shape)
+
+
+def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    for name in expected:
+        if name not in found:
+            yield f"{name}: the model has {_shape(expected[name])}, the file has none"
+        elif found[name].shape != expected[name].shape:
+            yield f"{name}: the model has {_shape(expected[name])}, the file {_shape(found[name])}"
+    for name in found:
+        if name not in expected:
+            yield f"{name}: the file has {_shape(found[name])}, the model none"
+
+
+def listing(faults: list[str]) -> str:
+    """The first ten faults and the number of the rest."""
+    more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return "the file does not fit the model:\n  " + "\n  ".join(faults[:10]) + more
+
+
+# --- Ours to theirs
+
+
+def to_theirs(
+    table: Table, state: Mapping[str, Tensor], unused: Mapping[str, Tensor] | None = None, partial: bool = False
+) -> dict[str, Tensor]:
+    """The inverse of `to_ours`: entries under their names, tied copies written out.
+
+    unused: what `to_ours` set aside, put back. partial: entries of ours without a rule are left out instead of refused
+    (for gradients of a part of a model).
+    """
+    counts = _numbers(table, state)
+    result: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name, value in state.items():
+        known = False
+        for rule in table.rules:
+            values = None if rule.ours is None else _match(rule.ours, name)
+            if values is None or rule.ours is None:
+                continue
+            known = True
+            chunks = value.chunk(len(rule.parts), rule.dim) if len(rule.parts) > 1 else (value,)
+            for template, chunk in zip(rule.parts, chunks):
+                for full in _copies(values, sorted(_letters(template) - _letters(rule.ours)), counts):
+                    result[_fill(template, full)] = chunk
+            break
+        if not known and not any(fits(pattern, name) for pattern in table.filled):
+            unknown.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
+    if unknown and not partial:
+        raise ConversionError(listing(unknown))
+    return {**result, **(unused or {})}
+
+
+def _numbers(table: Table, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The values that each letter takes in names that have it on both sides: how many tied copies there are."""
+    values: dict[str, set[str]] = {}
+    for name in state:
+        for rule in table.rules:
+            found = None if rule.ours is None else _match(rule.ours, name)
+            if found is not None:
+                for letter, value in found.items():
+                    if letter != "rest":
+                        values.setdefault(letter, set()).add(value)
+                break
+    return {letter: sorted(found, key=int) for letter, found in values.items()}
+
+
+def _copies(values: dict[str, str], letters: list[str], counts: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    if not letters:
+        yield values
+        return
+    first, *rest = letters
+    for number in counts.get(first, []):
+        yield from _copies({**values, first: number}, rest, counts)
+
+
+# --- What a file says about the model
+
+
+def read_options(table: Table, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Arguments of the entry function that follow from the shapes and names in a file; see `Table.options`."""
+    options: dict[str, int] = {}
+    for option, (template, dim) in table.options.items():
+        names = [name for name in state if fits(template, name)]
+        if not names:
+            continue
+        if dim is None:
+            (letter,) = _letters(template)
+            options[option] = len({(_match(template, name) or {})[letter] for name in names})
+        else:
+            options[option] = int(state[names[0]].shape[dim])
+    return options
