@@ -96,8 +96,8 @@ class Backbone(nn.Module):
 
     def _freeze(self, up_to_stride: int) -> None:
         """Freeze everything before and including the stage that ends at `up_to_stride`."""
-        info = self.body.feature_info
-        last = [name for name, r in zip(info.module_name(), info.reduction()) if r <= up_to_stride]
+        stages = self.body.feature_info.info  # all of them, also those whose features nobody asked for
+        last = [stage["module"] for stage in stages if stage["reduction"] <= up_to_stride]
         if not last:
             return
         names = [name for name, _ in self.body.named_children()]
@@ -122,6 +122,22 @@ class Backbone(nn.Module):
         """[B, 3, H, W] -> [B, C_l, H_l, W_l] per stride, finest first."""
         maps = self.body(images)
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+
+def tiny_backbone(
+    strides: Sequence[int],
+    name: str = "resnet10t",
+    weights: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+) -> Backbone:
+    """A backbone that trains from scratch on a CPU: a narrow ResNet-10 unless another is named.
+
+    Nothing is frozen; batch norm learns its statistics only where there are no pretrained ones.
+    """
+    if name == "resnet10t" and options is None:
+        options = {"channels": (32, 64, 96, 96), "stem_width": 16, "stem_type": "", "avg_down": False}
+    norm = "train" if weights is None else "eval"
+    return Backbone(name, strides, weights, norm=norm, frozen_stages=0, **(options or {}))
 
 
 @contextlib.contextmanager
