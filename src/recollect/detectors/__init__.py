@@ -1,5 +1,5 @@
 """One file per paper. Importing this package registers every detector."""
 
-from recollect.detectors import adamixer
+from recollect.detectors import adamixer, deformable_detr
 
-__all__ = ["adamixer"]
+__all__ = ["adamixer", "deformable_detr"]
