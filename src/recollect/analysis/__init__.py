@@ -1,0 +1,1 @@
+"""Why a detector errs, stage by stage."""
