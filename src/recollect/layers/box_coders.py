@@ -49,9 +49,9 @@ class DeltaBoxCoder:
         deltas = torch.cat((shift, growth), -1)
         return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
 
-    def decode(self, priors: Tensor, deltas: Tensor, max_size: Size = None) -> Tensor:
+    def decode(self, priors: Tensor, values: Tensor, max_size: Size = None) -> Tensor:
         """[..., 4], [..., 4] -> boxes [..., 4]."""
-        deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+        deltas = values * values.new_tensor(self.stds) + values.new_tensor(self.means)
         prior = xyxy_to_cxcywh(priors)
         shift = deltas[..., :2] * prior[..., 2:]
         limit = math.log(self.max_ratio)
@@ -76,10 +76,10 @@ class DistanceBoxCoder:
         centre = (priors[..., :2] + priors[..., 2:]) / 2
         return torch.cat((centre - boxes[..., :2], boxes[..., 2:] - centre), -1)
 
-    def decode(self, priors: Tensor, distances: Tensor, max_size: Size = None) -> Tensor:
+    def decode(self, priors: Tensor, values: Tensor, max_size: Size = None) -> Tensor:
         """[..., 4], [..., 4] -> boxes [..., 4]."""
         centre = (priors[..., :2] + priors[..., 2:]) / 2
-        return clip(torch.cat((centre - distances[..., :2], centre + distances[..., 2:]), -1), max_size)
+        return clip(torch.cat((centre - values[..., :2], centre + values[..., 2:]), -1), max_size)
 
 
 def expected_bin(logits: Tensor, sides: int = 4) -> Tensor:
@@ -87,3 +87,10 @@ def expected_bin(logits: Tensor, sides: int = 4) -> Tensor:
     probabilities = F.softmax(logits.unflatten(-1, (sides, -1)), -1)
     bins = torch.arange(probabilities.shape[-1], dtype=logits.dtype, device=logits.device)
     return probabilities @ bins
+
+
+def centreness(distances: Tensor) -> Tensor:
+    """How central a point is in its box (FCOS, equation 3): l, t, r, b > 0 [..., 4] -> [...] in 0..1."""
+    horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
+    ratios = horizontal.amin(-1) / horizontal.amax(-1) * (vertical.amin(-1) / vertical.amax(-1))
+    return ratios.clamp(min=0).sqrt()

@@ -92,3 +92,31 @@ def multiclass_nms(
         keep, values = soft_nms(kept_boxes, values, iou_threshold, soft, labels)
         keep, values = keep[:max_detections], values[:max_detections]
     return kept_boxes[keep], values, labels[keep], index[keep]
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """From scores and boxes to detections.
+
+    candidates: kept per level before NMS, the priors whose best class scores highest; pairs: pairs of prior and class
+        instead, as torchvision does. score_threshold: on class scores, before a quality multiplies them.
+    """
+
+    candidates: int = 1000
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+    pairs: bool = False
+    soft: SoftNMS | None = None
+
+    def choose(self, scores: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One level: [n, K], [n] -> (indices of the candidates [m], their scores [m, K])."""
+        if self.pairs:
+            number = min(self.candidates, scores.numel())
+            least = scores.flatten().topk(number).values[-1]
+            scores = torch.where(scores >= least, scores, 0.0)
+            return (scores > self.score_threshold).any(-1).nonzero().flatten(), scores
+        if not 0 < self.candidates < len(scores):
+            return torch.arange(len(scores), device=scores.device), scores
+        ranking = scores if factor is None else scores * factor[:, None]
+        return ranking.amax(-1).topk(self.candidates).indices, scores
