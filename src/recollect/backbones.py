@@ -100,15 +100,17 @@ class Backbone(nn.Module):
         last = [stage["module"] for stage in stages if stage["reduction"] <= up_to_stride]
         if not last:
             return
-        names = [name for name, _ in self.body.named_children()]
-        end = last[-1].replace(".", "_")
-        if end not in names:
+        # timm's feature wrappers either keep the module tree ("blocks.1") or flatten its top ("layer1", "stages_0").
+        stage = (last[-1] + ".", last[-1].replace(".", "_") + ".")
+        parameters = list(self.body.named_parameters())  # in the order of construction, which is that of the forward
+        ends = [place for place, (name, _) in enumerate(parameters) if name.startswith(stage)]
+        if not ends:
             raise ValueError(
                 f"backbone {self.name} does not come apart at stage {last[-1]!r}, so its first stages cannot be "
                 "frozen; use frozen_stages=0"
             )
-        for name in names[: names.index(end) + 1]:
-            self.body.get_submodule(name).requires_grad_(False)
+        for _, parameter in parameters[: ends[-1] + 1]:
+            parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but batch norm keeps its statistics unless `norm` is "train"."""

@@ -422,10 +422,11 @@ def adamixer_mobilenetv2(
     recollection: Recollection | None = None,
 ) -> AdaMixer:
     """A light AdaMixer for fine-tuning on a CPU: MobileNetV2, four narrow stages, queries on a grid. Not in a paper."""
-    body = Backbone(backbone, STRIDES, backbone_weights, norm="eval", frozen_stages=0, **(backbone_options or {}))
+    frozen = 0 if backbone_weights is None else 1  # a stem of random weights must learn
+    body = Backbone(backbone, STRIDES, backbone_weights, frozen_stages=frozen, **(backbone_options or {}))
     return _build(
         num_classes, num_queries, num_stages, body, recollection, initial_boxes,
-        content=128, heads=4, feedforward=512, mixing_groups=2, in_points=16, out_points=64, sampling_scale_bias=-1.5,
+        content=64, heads=4, feedforward=256, mixing_groups=2, in_points=16, out_points=32, sampling_scale_bias=-1.5,
     )  # fmt: skip
 
 
