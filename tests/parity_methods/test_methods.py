@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parity.ledger import Ledger
-from parity_methods import heads, parts
+from parity_methods import heads, losses, parts
 from parity_methods.goldens import METHODS, method_cases
 
 CASES = method_cases()
@@ -21,6 +21,8 @@ CHECKS = {
 def check_of(case):
     if case.kind.startswith("nms, batched_nms"):
         return parts.check_nms
+    if case.kind.startswith("losses:"):
+        return losses.check_losses
     if case.kind.startswith("dense head") and case.config["type"] in heads.PREFIX:
         return heads.check_head
     return CHECKS.get(case.kind)

@@ -27,13 +27,13 @@ def giou_loss(boxes: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     return 1 - giou(boxes, target, eps)
 
 
-def diou_loss(boxes: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor:
+def diou_loss(boxes: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """1 - IoU + squared distance of the centres in units of the hull's diagonal (arXiv 1911.08287, equation 7)."""
     overlap, distance, _ = _distance_iou(boxes, target, eps)
     return 1 - overlap + distance
 
 
-def ciou_loss(boxes: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor:
+def ciou_loss(boxes: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """DIoU loss plus a term for the aspect ratio (arXiv 1911.08287, equation 10), its weight differentiated too."""
     overlap, distance, aspect = _distance_iou(boxes, target, eps)
     return 1 - overlap + distance + aspect**2 / (1 - overlap + aspect)
