@@ -41,7 +41,8 @@ class ChannelMapper(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(c, channels, 1, bias=bias) for c in in_channels)
         coarser = [in_channels[-1], *[channels] * extra][:extra]
         self.extra_convs = nn.ModuleList(nn.Conv2d(c, channels, 3, 2, 1, bias=bias) for c in coarser)
-        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, channels) for _ in range(len(in_channels) + extra))
+        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, channels) for _ in in_channels)
+        self.extra_norms = nn.ModuleList(nn.GroupNorm(norm_groups, channels) for _ in coarser)
         for conv in [*self.convs, *self.extra_convs]:
             nn.init.xavier_uniform_(conv.weight)  # type: ignore[arg-type]
             if bias:
@@ -51,7 +52,7 @@ class ChannelMapper(nn.Module):
         """Map every level to the same number of channels and add the coarser ones."""
         maps = [norm(conv(feature)) for conv, norm, feature in zip(self.convs, self.norms, features)]
         coarse = features[-1]
-        for conv, norm in zip(self.extra_convs, list(self.norms)[len(self.convs) :]):
+        for conv, norm in zip(self.extra_convs, self.extra_norms):
             coarse = norm(conv(coarse))
             maps.append(coarse)
         return maps
