@@ -43,7 +43,8 @@ class Optimiser:
     """AdamW, with learning rates by layer.
 
     lr holds for a total batch of `batch`; at another batch size it is scaled by sqrt(size / batch), the rule for
-    adaptive optimisers (Malladi et al. 2022, arXiv 2205.10287).
+    adaptive optimisers (Malladi et al. 2022, arXiv 2205.10287), or by size / batch for SGD (Goyal et al. 2017, arXiv
+    1706.02677).
     scales: (part of a parameter's name, factor); the first part found in the name decides. Example:
     (("backbone.", 0.1),).
     no_decay: parts of names that get no weight decay.
@@ -91,10 +92,12 @@ class Recipe:
     seed: int = 0
     precision: str | None = None  # None: bf16 on a GPU that has it, float32 on a CPU
     ema: float | None = None  # decay of the moving average of the weights, e.g. 0.9998
+    freeze: tuple[str, ...] = ()  # parts of parameters' names that are not trained, e.g. "backbone."
 
     def scaled_lr(self) -> float:
         """The learning rate at this recipe's batch size."""
-        return self.optimiser.lr * (self.batch / self.optimiser.batch) ** 0.5
+        power = 1.0 if self.optimiser.kind == "sgd" else 0.5
+        return self.optimiser.lr * (self.batch / self.optimiser.batch) ** power
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
@@ -120,7 +123,7 @@ class Recipe:
             pipeline[key] = Resize(**_tuples(pipeline[key]))
         return Recipe(
             **{
-                **data,
+                **_tuples(data),
                 "data": Data(**_tuples(pipeline)),
                 "optimiser": Optimiser(**_tuples(data["optimiser"])),
                 "schedule": Schedule(**_tuples(data["schedule"])),

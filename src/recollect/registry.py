@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class ModelEntry:
 _ENTRIES: dict[str, ModelEntry] = {}
 
 
+def _entries() -> dict[str, ModelEntry]:
+    """All entries; the detectors, and torch with them, are imported only once somebody asks."""
+    importlib.import_module("recollect.detectors")
+    return _ENTRIES
+
+
 def register(
     recipe: Callable[[], Recipe],
     *,
@@ -80,7 +87,7 @@ def register(
 
 def model_entry(name: str) -> ModelEntry:
     """The entry of that name; ValueError with near names if there is none."""
-    if name in _ENTRIES:
+    if name in _entries():
         return _ENTRIES[name]
     near = difflib.get_close_matches(name, _ENTRIES, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`recollect models` lists them"
@@ -89,7 +96,7 @@ def model_entry(name: str) -> ModelEntry:
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of registered detectors that match a shell-style pattern, sorted."""
-    return sorted(fnmatch.filter(_ENTRIES, pattern))
+    return sorted(fnmatch.filter(_entries(), pattern))
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

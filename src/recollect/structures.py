@@ -6,11 +6,16 @@ H x W pixels or cells, T objects in an image, S decoder stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import colorsys
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 Target = dict[str, Any]
@@ -168,3 +173,133 @@ class ImageBatch:
         rows = torch.arange(height, device=device) >= heights[:, None]
         columns = torch.arange(width, device=device) >= widths[:, None]
         return rows[:, :, None] | columns[:, None, :]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, for people: the result of `recollect.load(...).predict(...)`.
+
+    boxes: [n, 4] xyxy in the pixels of the image as it was given. scores: [n], descending. labels: [n] in 0..K-1.
+    classes: the names of all K classes. size: (height, width) of the image. masks: [n, H, W] bool, or None.
+    path: the image's file, if it came from one. All tensors are on the CPU.
+
+    Indexing gives Detections again, with an index, a slice, a mask or a list of indices; iterating gives one at a time.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    masks: Tensor | None = None
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"detection {index} of {len(self)}")
+            index = [index]
+        elif not isinstance(index, slice):
+            index = torch.as_tensor(index)
+            index = index if index.numel() else index.long()
+        masks = None if self.masks is None else self.masks[index]
+        return replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=masks
+        )
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of every detection."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+    def filter(self, threshold: float = 0.0, classes: Sequence[str] | None = None) -> Detections:
+        """Those with at least this score, and of these classes if given; ValueError for a class that is not known."""
+        keep = self.scores >= threshold
+        if classes is not None:
+            unknown = [name for name in classes if name not in self.classes]
+            if unknown:
+                raise ValueError(f"there is no class {unknown[0]!r}; the detector knows {', '.join(self.classes)}")
+            wanted = torch.tensor([self.classes.index(name) for name in classes], dtype=self.labels.dtype)
+            keep = keep & torch.isin(self.labels, wanted)
+        return self[keep]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, numbers as they are: one entry per detection."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names)
+        found = [{"box": box, "score": score, "label": label, "name": name} for box, score, label, name in rows]
+        return {"path": self.path, "height": self.size[0], "width": self.size[1], "detections": found}
+
+    def save_json(self, path: str | Path) -> None:
+        """Write `to_json()` to a file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO results: boxes as x, y, width, height. category_ids: the id of every label, by default 1..K."""
+        ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
+        if len(ids) != len(self.classes):
+            raise ValueError(f"{len(ids)} category ids for {len(self.classes)} classes")
+        boxes = self.boxes.double()
+        boxes = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1).tolist()
+        return [
+            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
+            for box, score, label in zip(boxes, self.scores.tolist(), self.labels.tolist())
+        ]
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`; that package is not one of ours and must be installed."""
+        try:
+            import supervision  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ValueError("to_supervision() needs the package supervision: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            mask=None if self.masks is None else self.masks.numpy(),
+            data={"class_name": np.array(self.names)},
+        )
+
+    def draw(self, image: Any = None, threshold: float = 0.0) -> Image.Image:
+        """A copy of the image with boxes, masks, names and scores of at least `threshold`, one colour per class.
+
+        image: a PIL image, or a [3, H, W] uint8 tensor; by default the file that it came from.
+        """
+        if image is None:
+            if self.path is None:
+                raise ValueError("these detections did not come from a file: give draw() the image")
+            image = ImageOps.exif_transpose(Image.open(self.path))
+        if isinstance(image, Tensor):
+            image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        canvas = image.convert("RGB")
+        if (canvas.height, canvas.width) != self.size:
+            raise ValueError(f"the image is {canvas.height}x{canvas.width}, its detections are for {self.size}")
+        pixels = np.array(canvas)
+        shown = self.filter(threshold)
+        colours = [_colour(label) for label in shown.labels.tolist()]
+        for mask, colour in zip(() if shown.masks is None else shown.masks.bool().numpy(), colours):
+            pixels[mask] = pixels[mask] // 2 + np.array(colour, dtype=np.uint8) // 2
+        canvas = Image.fromarray(pixels)
+        pen = ImageDraw.Draw(canvas)
+        line = max(1, round(max(self.size) / 400))
+        font = ImageFont.load_default(max(9, round(max(self.size) / 50)))
+        for box, score, name, colour in zip(shown.boxes.tolist(), shown.scores.tolist(), shown.names, colours):
+            left, right = sorted((box[0], box[2]))  # a decoder that diverged may turn boxes inside out
+            top, bottom = sorted((box[1], box[3]))
+            pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+            text = f"{name} {score:.2f}"
+            around = pen.textbbox((max(0, left), max(0, top)), text, font=font)
+            pen.rectangle(around, fill=colour)
+            pen.text((max(0, left), max(0, top)), text, fill="black", font=font)
+        return canvas
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """Bright colours, neighbouring labels far apart on the colour wheel."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.65, 1.0)
+    return int(red * 255), int(green * 255), int(blue * 255)

@@ -34,6 +34,7 @@ def save_weights(path: str | Path, model: nn.Module, card: dict[str, Any]) -> No
         save_file(state, unfinished, {CARD_KEY: text})
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
+        unfinished.chmod(0o666 & ~_umask())  # safetensors makes it readable by its owner alone
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)
@@ -85,3 +86,9 @@ def transfer_weights(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[s
         raise ValueError("none of the weights fit the detector: name the same detector, or one of its family")
     model.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting], [k for k in state if k not in fitting]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

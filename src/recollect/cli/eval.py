@@ -1,0 +1,82 @@
+"""`recollect eval`: COCO metrics of a trained detector, or of a file of predictions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from recollect.evaluation import CocoMetrics, evaluate_coco
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a run on a dataset (`eval RUN --data DIR`) or COCO results (`eval --predictions FILE --truth FILE`)."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder or weights file."""
+    data: str | None = None
+    """Dataset: a folder, or a COCO JSON file."""
+    split: str = "val"
+    """Which split of the dataset."""
+    predictions: Path | None = None
+    """COCO results: a JSON list with image_id, category_id, bbox, score."""
+    truth: Path | None = None
+    """COCO ground truth, a JSON file."""
+    json: Path | None = None
+    """Write all numbers to this file."""
+    stages: bool = False
+    """Also every decoder stage alone."""
+    batch: int = 1
+    """Images per pass."""
+    max_detections: int = 100
+    """Detections that count per image and class."""
+
+
+def run(arguments: Arguments) -> int:
+    """Measure and print."""
+    console = Console(highlight=False)
+    metrics = _metrics(arguments, console)
+    console.print(metrics.table())
+    console.print(metrics.table(per_class=True))
+    for note in metrics.notes:
+        console.print(note, markup=False)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(metrics.to_json(), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _metrics(arguments: Arguments, console: Console) -> CocoMetrics:
+    if arguments.predictions is not None or arguments.truth is not None:
+        if arguments.predictions is None or arguments.truth is None or arguments.run is not None:
+            raise ValueError("give --predictions FILE and --truth FILE together, without a run")
+        return evaluate_coco(
+            read_json(arguments.truth, dict, "a COCO ground truth"),
+            read_json(arguments.predictions, list, "a list of COCO results"),
+            max_detections=arguments.max_detections,
+        )
+    if arguments.run is None or arguments.data is None:
+        raise ValueError("give a run and --data DIR, or --predictions FILE and --truth FILE")
+    from recollect.api import evaluate
+
+    with console.status("evaluating") as status:
+        return evaluate(
+            arguments.run, arguments.data, split=arguments.split, stages=arguments.stages, batch=arguments.batch,
+            max_detections=arguments.max_detections,
+            progress=lambda done, total: status.update(f"evaluating: {done} of {total} images"),
+        )  # fmt: skip
+
+
+def read_json(path: Path, kind: type, what: str) -> Any:
+    """The contents of a JSON file; ValueError naming it if it holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} is not {what}: it holds a {type(content).__name__}")
+    return content

@@ -1,0 +1,64 @@
+"""`recollect models`: the detectors there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from recollect.registry import create_model, list_models, model_entry
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """List the detectors: family, parameters, published AP and its source, whether recollection applies."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Shell-style pattern of names, e.g. "sqr_*"."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: Arguments) -> int:
+    """Print the table."""
+    names = list_models(arguments.pattern)
+    if not names:
+        raise ValueError(f"no detector's name matches {arguments.pattern!r}; without a pattern all are listed")
+    rows = [describe(name) for name in names]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("name", "family", "parameters", "published AP", "source", "recollection")
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for row in rows:
+        published = "" if row["published_ap"] is None else f"{row['published_ap']:.1f}"
+        table.add_row(
+            row["name"], row["family"], f"{row['parameters'] / 1e6:.1f} M", published, row["published_source"] or "",
+            row["recollection"],
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("published: COCO val2017 box AP as the authors report it, not measured by this project")
+    return 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    """One detector as plain data. Parameters are counted without allocating any, for 80 classes (10 for tiny ones)."""
+    entry = model_entry(name)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in create_model(name).parameters())
+    published = entry.published
+    return {
+        "name": name,
+        "family": entry.family,
+        "paper": entry.paper,
+        "parameters": parameters,
+        "published_ap": published.ap if published else None,
+        "published_source": published.source if published else None,
+        "recollection": "on" if entry.recollects else "applies" if entry.staged else "does not apply",
+    }
