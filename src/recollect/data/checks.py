@@ -47,13 +47,14 @@ def box_finding(annotations: Annotations, row: int, kind: str, remark: str = "")
     image = int(np.searchsorted(annotations.offsets, row, side="right") - 1)
     left, top, width, height = (format(float(v), ".6g") for v in annotations.boxes[row])
     size = f" of {annotations.widths[image]}x{annotations.heights[image]}" if annotations.widths[image] else ""
+    numbered = annotations.format == "coco"  # elsewhere objects have no id, but a place in the image's own file
     value = f"left {left}, top {top}, width {width}, height {height} in image {annotations.paths[image]!r}{size}"
     return Finding(
         kind,
         annotations.source(image),
         value + remark,
         image=image,
-        annotation=int(annotations.ids[row]),
+        annotation=int(annotations.ids[row]) if numbered else row - int(annotations.offsets[image]) + 1,
         row=row,
     )
 

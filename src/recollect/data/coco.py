@@ -10,9 +10,10 @@ from typing import Any
 from recollect.data.annotations import DIFFICULT, TRUNCATED, Annotations, Builder
 from recollect.data.checks import find_image_folder
 from recollect.data.findings import DataError, Finding
+from recollect.data.images import image_size
 from recollect.data.json_stream import stream_object
+from recollect.data.splits import SPLIT_NAMES
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation")}
 NO_BOX = array("d", [float("nan")] * 4)
 
 
@@ -165,3 +166,14 @@ def to_coco(annotations: Annotations, *, renumber: bool | None = None) -> dict[s
     ]
     categories = [{"id": id, "name": name} for id, name in zip(annotations.category_ids, annotations.names)]
     return {"info": {}, "licenses": [], "images": images, "annotations": objects, "categories": categories}
+
+
+def write(annotations: Annotations, folder: Path, split: str, files: list[Path]) -> list[str]:
+    """Write one split; the images are copied already, to `files` under folder/images. COCO can say everything."""
+    content = to_coco(annotations)
+    for image, file in zip(content["images"], files):
+        image["file_name"] = str(file.relative_to(folder / "images").as_posix())
+        if not image["height"]:
+            image["height"], image["width"] = image_size(file)
+    (folder / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    return []

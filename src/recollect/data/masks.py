@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco.mask
+import hotcoco.mask  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
 NONE, POLYGONS, RUNS, COMPRESSED = 0, 1, 2, 3
