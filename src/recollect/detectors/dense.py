@@ -1,13 +1,16 @@
 """What every dense detector shares: towers, flatten once, assign, loss; decode, top-k, NMS.
 
-A detector of this kind writes `losses`, and overrides at most three more of `predict`, `decode`, `scores`; everything
-else is the arguments of its head. Shapes: B images, N priors of all levels, P positives of the batch, K classes.
+A detector of this kind writes `losses`, and overrides at most three more of `predict`, `decode`, `scores`,
+`own_priors`; everything else is the arguments of its head. docs/adding_a_method.md shows how further methods fit.
+
+Shapes: B images, N priors of all levels, P positives of the batch, K classes, D values per prior, A priors per cell.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -21,9 +24,9 @@ from recollect.layers.conv import Norm, conv_tower, init_normal
 from recollect.losses.assigned import Assigned
 from recollect.matching.assigner import Assigner, scatter
 from recollect.matching.samplers import RandomSampler
-from recollect.ops.nms import PostProcess, multiclass_nms
+from recollect.ops.nms import PostProcess
 from recollect.ops.precision import full_precision
-from recollect.structures import ImageBatch, Priors, Target
+from recollect.structures import Assignment, ImageBatch, Priors, Target
 
 Outputs = dict[str, Tensor]
 """What a head says at every prior, [B, N, D] by name: "logits" (D = K), "boxes" (as its coder decodes), and more."""
@@ -99,6 +102,11 @@ class DenseHead(nn.Module):
         """Class scores [..., K], and a quality [...] that multiplies them after the threshold, or None."""
         return outputs["logits"].sigmoid(), None
 
+    def own_priors(self, outputs: Outputs, priors: Priors) -> Priors:
+        """One image's outputs [N, D] -> its priors: the generator's, unless a head predicts them."""
+        del outputs
+        return priors
+
     # --- The skeleton
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Outputs, Priors]:
@@ -124,28 +132,36 @@ class DenseHead(nn.Module):
         features: Sequence[Tensor],
         targets: Sequence[Target],
         batch: ImageBatch,
+        assigner: Assigner | None = None,
     ) -> Assigned:
-        """Ask the assigner, image by image, about the priors that lie within the image."""
+        """Ask the assigner (this head's unless given), image by image, about the priors within the image."""
+        assigner = assigner or self.assigner
         maps = [(int(f.shape[-2]), int(f.shape[-1])) for f in features]
-        images, labels, boxes = [], [], []
+        found: list[Assignment] = []
+        labels, boxes, prior_boxes = [], [], []
         for image, target in enumerate(targets):
-            usable = self.usable(priors, maps, batch.sizes[image])
-            predictions = {name: values[image].detach() for name, values in outputs.items()}
+            said = {name: values[image].detach() for name, values in outputs.items()}
+            own = self.own_priors(said, priors)
+            usable = self.usable(own, maps, batch.sizes[image])
+            predictions = None
+            if assigner.reads_predictions:
+                decoded = self.decode(said["boxes"], own.boxes, own.strides)
+                predictions = {name: values[usable] for name, values in (said | {"boxes": decoded}).items()}
             if usable.all():
-                found = self.assigner.assign(priors, target, predictions)
+                assignment = assigner.assign(own, target, predictions)
             else:
-                inside = {name: values[usable] for name, values in predictions.items()}
-                found = scatter(self.assigner.assign(priors.select(usable), target, inside), usable)
+                assignment = scatter(assigner.assign(own.select(usable), target, predictions), usable)
             if self.sampler is not None:
-                found = self.sampler.sample(found)
-            chosen = found.gt_index[found.positive]
-            images.append(found.gt_index)
+                assignment = self.sampler.sample(assignment)
+            found.append(assignment)
+            chosen = assignment.gt_index[assignment.positive]
             labels.append(target["labels"].to(chosen.device)[chosen])
-            boxes.append(target["boxes"].as_subclass(Tensor).to(priors.boxes).reshape(-1, 4)[chosen])
-        gt_index = torch.stack(images)
+            boxes.append(target["boxes"].as_subclass(Tensor).to(own.boxes).reshape(-1, 4)[chosen])
+            prior_boxes.append(own.boxes[assignment.positive])
+        gt_index = torch.stack([one.gt_index for one in found])
         image, prior = (gt_index >= 0).nonzero().unbind(1)
-        at = priors.boxes[prior], priors.strides[prior]
-        return Assigned(gt_index, image, prior, torch.cat(labels), torch.cat(boxes), *at)
+        objects = torch.cat(labels), torch.cat(boxes), torch.cat(prior_boxes)
+        return Assigned(gt_index, image, prior, *objects, priors.strides[prior])
 
     def usable(self, priors: Priors, maps: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
         """[N] bool: priors that take part in training for an image of (height, width) `size`."""
@@ -168,27 +184,21 @@ class DenseHead(nn.Module):
 
     def detect(self, outputs: Outputs, priors: Priors, size: tuple[int, int]) -> dict[str, Tensor]:
         """One image's outputs [N, D] -> boxes [n, 4] clipped to (height, width) `size`, scores, labels; best first."""
+        priors = self.own_priors(outputs, priors)
         scores, factor = self.scores(outputs)
         boxes, kept, factors, start = [], [], [], 0
         for count in priors.counts:
             level = slice(start, start + count)
             start += count
-            quality = None if factor is None else factor[level]
-            chosen, candidates = self.post.choose(scores[level], quality)
+            of_level = None if factor is None else factor[level]
+            chosen, candidates = self.post.choose(scores[level], of_level)
             kept.append(candidates[chosen])
             values, at, strides = outputs["boxes"][level], priors.boxes[level], priors.strides[level]
             boxes.append(self.decode(values[chosen], at[chosen], strides[chosen], size))
-            if quality is not None:
-                factors.append(quality[chosen])
-        found, best, labels, _ = multiclass_nms(
-            torch.cat(boxes),
-            torch.cat(kept),
-            score_threshold=self.post.score_threshold,
-            iou_threshold=self.post.iou_threshold,
-            max_detections=self.post.max_detections,
-            factor=torch.cat(factors) if factors else None,
-            soft=self.post.soft,
-        )
+            if of_level is not None:
+                factors.append(of_level[chosen])
+        quality = torch.cat(factors) if factors else None
+        found, best, labels = self.post.suppress(torch.cat(boxes), torch.cat(kept), quality)
         return {"boxes": found, "scores": best, "labels": labels}
 
 
@@ -219,6 +229,15 @@ class DenseDetector(nn.Module):
             raise ValueError("in training mode the detector needs targets; call .eval() to predict")
         check_targets(targets, len(batch.sizes))
         return self.head.loss(features, targets, batch)
+
+    @property
+    def num_detections(self) -> int:
+        """Detections kept per image."""
+        return self.head.post.max_detections
+
+    @num_detections.setter
+    def num_detections(self, count: int) -> None:
+        self.head.post = replace(self.head.post, max_detections=count)
 
     def collate(self, images: Sequence[Tensor], padded_size: tuple[int, int] | None = None) -> ImageBatch:
         """Normalise and pad."""

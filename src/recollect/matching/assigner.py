@@ -1,13 +1,14 @@
 """The contract of assigners: which object each anchor, point or proposal of one image answers for.
 
-An assigner is called `assign(priors, target, predictions=None) -> Assignment`, for one image. `predictions` are that
-image's flattened outputs ({"logits": [N, K], "boxes": [N, 4], ...}, without gradient), for assigners that read them.
+An assigner is called `assign(priors, target, predictions=None) -> Assignment`, for one image. Those that say
+`reads_predictions` get that image's flattened outputs without gradient: "logits" [N, K], "boxes" [N, 4] decoded to xyxy
+in pixels, and whatever else the head predicts, as it is.
 Crowd objects are never answered for; an assigner may ignore the priors within them.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from recollect.structures import IGNORED, NEGATIVE, Assignment, Priors, Target
 
 class Assigner(Protocol):
     """Decides, for one image, which prior answers for which object."""
+
+    reads_predictions: ClassVar[bool]
 
     def assign(self, priors: Priors, target: Target, predictions: dict[str, Tensor] | None = None) -> Assignment:
         """The object index of each prior, or NEGATIVE, or IGNORED."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class ATSSAssigner:
 
     per_level: int = 9
     crowd: float | None = None
+
+    reads_predictions: ClassVar[bool] = False
 
     @torch.no_grad()
     def assign(self, priors: Priors, target: Target, predictions: dict[str, Tensor] | None = None) -> Assignment:

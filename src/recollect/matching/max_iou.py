@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class MaxIoUAssigner:
     all_best: bool = True
     crowd: float | None = None
     crowd_of_prior: bool = True
+
+    reads_predictions: ClassVar[bool] = False
 
     @torch.no_grad()
     def assign(self, priors: Priors, target: Target, predictions: dict[str, Tensor] | None = None) -> Assignment:

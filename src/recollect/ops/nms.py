@@ -120,3 +120,15 @@ class PostProcess:
             return torch.arange(len(scores), device=scores.device), scores
         ranking = scores if factor is None else scores * factor[:, None]
         return ranking.amax(-1).topk(self.candidates).indices, scores
+
+    def suppress(self, boxes: Tensor, scores: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates of all levels, [m, 4], [m, K], [m] -> boxes [n, 4], scores [n], labels [n], best first."""
+        return multiclass_nms(
+            boxes,
+            scores,
+            score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            factor=factor,
+            soft=self.soft,
+        )[:3]
