@@ -1,5 +1,33 @@
 """One file per paper. Importing this package registers every detector."""
 
-from recollect.detectors import adamixer, atss, deformable_detr, fcos, gfl, retinanet
+from recollect.detectors import (
+    adamixer,
+    atss,
+    cascade_rcnn,
+    dab_detr,
+    deformable_detr,
+    detr,
+    fast_rcnn,
+    faster_rcnn,
+    fcos,
+    gfl,
+    mask_rcnn,
+    retinanet,
+    rpn,
+)
 
-__all__ = ["adamixer", "atss", "deformable_detr", "fcos", "gfl", "retinanet"]
+__all__ = [
+    "adamixer",
+    "atss",
+    "cascade_rcnn",
+    "dab_detr",
+    "deformable_detr",
+    "detr",
+    "fast_rcnn",
+    "faster_rcnn",
+    "fcos",
+    "gfl",
+    "mask_rcnn",
+    "retinanet",
+    "rpn",
+]

@@ -41,7 +41,7 @@ from recollect.layers.necks import ChannelMapper
 from recollect.layers.position import sine_encoding
 from recollect.layers.transformer import FeedForward, GroupSelfAttention, mlp, xavier_
 from recollect.losses import FocalClassification, SetCriterion
-from recollect.ops.boxes import inverse_sigmoid
+from recollect.ops.boxes import refine_by_logits
 from recollect.ops.precision import full_precision
 from recollect.recipe import Data, Optimiser, Recipe, Resize, Schedule
 from recollect.registry import Published, register
@@ -62,12 +62,6 @@ class Memory:
 
 
 # --- Section 4.1: a decoder stage. A reference is cxcywh in fractions of the unpadded image, its size 0 for a point
-
-
-def refine_reference(reference: Tensor, delta: Tensor) -> Tensor:
-    """sigmoid(delta + logit(reference)), [..., 4]; a point has no size to add to."""
-    point = F.pad(reference[..., 2:] == 0, (2, 0))
-    return (delta.to(reference.dtype) + inverse_sigmoid(reference).masked_fill(point, 0.0)).sigmoid()
 
 
 class DeformableStage(nn.Module):
@@ -108,7 +102,7 @@ class DeformableStage(nn.Module):
         reference = queries.boxes.detach() if self.detach else queries.boxes
         content = self.self_attention(queries.content, memory.query_position)
         content = self.feedforward(self.read_image(content, reference, memory))
-        boxes = refine_reference(reference, self.to_box(content))
+        boxes = refine_by_logits(reference, self.to_box(content))
         return Queries(content, boxes if self.refine else queries.boxes), Prediction(self.to_class(content), boxes)
 
     def read_image(self, content: Tensor, reference: Tensor, memory: Memory) -> Tensor:

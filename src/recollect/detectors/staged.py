@@ -65,6 +65,7 @@ class StagedDetector(nn.Module):
     backbone: images to features. stages: the decoder. criterion: the loss.
     recollection: used in training only; None trains plainly. It is in no checkpoint.
     num_detections: kept per image. clip: cut boxes at the image border (papers differ).
+    one_class_per_query: a query is detected as its best class only (DETR), else as any number of classes.
     divisor: padded sizes are multiples of it.
     """
 
@@ -77,6 +78,7 @@ class StagedDetector(nn.Module):
         recollection: Recollection | None = None,
         num_detections: int = 100,
         clip: bool = True,
+        one_class_per_query: bool = False,
         divisor: int = 32,
     ) -> None:
         super().__init__()
@@ -86,6 +88,7 @@ class StagedDetector(nn.Module):
         self.recollection = recollection
         self.checkpointing = False
         self.num_detections, self.clip, self.divisor = num_detections, clip, divisor
+        self.one_class_per_query = one_class_per_query
         self.register_buffer("mean", torch.tensor(backbone.mean), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std), persistent=False)
         self.mean: Tensor
@@ -140,13 +143,18 @@ class StagedDetector(nn.Module):
         boxes = cxcywh_to_xyxy(prediction.boxes[:, -1].to(scores.dtype)) * batch.whwh().to(scores.dtype)[:, None]
         if self.clip:
             boxes = boxes.clamp(min=0).minimum(batch.whwh().to(boxes.dtype)[:, None])
-        classes = scores.shape[-1]
-        best, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
-        queries = index // classes
+        if self.one_class_per_query:
+            scores, labels = scores.max(-1)
+            best, queries = scores.topk(min(self.num_detections, scores.shape[1]), dim=1)
+            labels = labels.gather(1, queries)
+        else:
+            classes = scores.shape[-1]
+            best, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
+            queries, labels = index // classes, index % classes
         picked = boxes.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
         return [
             {"boxes": b, "scores": s, "labels": label, "queries": q}
-            for b, s, label, q in zip(picked, best, index % classes, queries)
+            for b, s, label, q in zip(picked, best, labels, queries)
         ]
 
 

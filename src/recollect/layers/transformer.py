@@ -7,8 +7,11 @@ all groups read the image together ([B, G * N, C]), so that the image's keys and
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from recollect.layers.position import padding_at, sine_position_2d
 
 
 def mlp(channels: int, hidden: int, out: int, layers: int) -> nn.Sequential:
@@ -70,10 +73,11 @@ class ImageCrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, content: Tensor, position: Tensor, keys: Tensor, values: Tensor, padding: Tensor) -> Tensor:
-        """[B, G, N, C], broadcast position; keys, values [B, S, C]; padding [B, S], True where padded."""
+    def forward(self, content: Tensor, position: Tensor, image: EncodedImage) -> Tensor:
+        """[B, G, N, C], and what is added to the queries, broadcast to that shape -> [B, G, N, C]."""
         queries = (content + position).flatten(1, 2)
-        attended, _ = self.attention(queries, keys, values, key_padding_mask=padding, need_weights=False)
+        keys = image.cells + image.position
+        attended, _ = self.attention(queries, keys, image.cells, key_padding_mask=image.padding, need_weights=False)
         return self.norm(content + self.dropout(attended.view_as(content)))
 
 
@@ -99,3 +103,55 @@ class EncoderLayer(nn.Module):
         placed = cells + position
         attended, _ = self.attention(placed, placed, cells, key_padding_mask=padding, need_weights=False)
         return self.feedforward(self.norm(cells + self.dropout(attended)))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One feature map as a sequence: cells and their positions [B, S, C], padding [B, S], True where padded."""
+
+    cells: Tensor
+    position: Tensor
+    padding: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """DETR's encoder: one map projected to `channels`, sine positions, dense self-attention over its cells.
+
+    temperature: of the sine positions. scale_position: multiply positions by a function of the content before every
+    layer (Conditional DETR, DAB-DETR). prelu: learned slope in the feed-forwards, else ReLU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        dropout: float = 0.0,
+        *,
+        temperature: float = 10000.0,
+        scale_position: bool = False,
+        prelu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, channels, 1)
+        self.layers = nn.ModuleList(
+            EncoderLayer(channels, heads, hidden, dropout, nn.PReLU() if prelu else None) for _ in range(layers)
+        )
+        self.position_scale = mlp(channels, channels, channels, 2) if scale_position else None
+        self.temperature = temperature
+        xavier_(self.layers)
+        if self.position_scale is not None:
+            xavier_(self.position_scale)
+
+    def forward(self, feature: Tensor, padding: Tensor) -> EncodedImage:
+        """A map [B, C', H', W'] and the images' padding mask [B, H, W]."""
+        mask = padding_at(padding, feature.shape[-2:])
+        cells = self.project(feature).flatten(2).transpose(1, 2)
+        position = sine_position_2d(mask, cells.shape[-1], cells.dtype, self.temperature).flatten(1, 2)
+        padded = mask.flatten(1)
+        for layer in self.layers:
+            scaled = position if self.position_scale is None else position * self.position_scale(cells)
+            cells = layer(cells, scaled, padded)
+        return EncodedImage(cells, position, padded)

@@ -64,3 +64,10 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)) with x and 1 - x held at `eps` or more, as in Deformable DETR."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def refine_by_logits(boxes: Tensor, delta: Tensor) -> Tensor:
+    """sigmoid(delta + logit(boxes)) of cxcywh in 0..1, [..., 4]. A box of size zero, a point, has none to add to."""
+    point = boxes[..., 2:].eq(0)
+    point = torch.cat((torch.zeros_like(point), point), -1)
+    return (delta.to(boxes.dtype) + inverse_sigmoid(boxes).masked_fill(point, 0.0)).sigmoid()
