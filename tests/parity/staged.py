@@ -22,7 +22,7 @@ class NoBackbone(nn.Module):
 
 def load(model: nn.Module, table: Table, case: Case, dtype: torch.dtype) -> None:
     """The case's weights, through the name table, then upcast."""
-    model.load_state_dict(to_ours(table, case.state, model.state_dict()).state)
+    model.load_state_dict(to_ours(table, case.state, model.state_dict(keep_vars=True)).state)
     model.to(dtype)
 
 
@@ -72,9 +72,11 @@ class Run:
         return [p.logits.shape[1] for p in self.predictions]
 
 
-def matched(model: StagedDetector, prediction: Prediction, targets: list, batch: ImageBatch, agnostic=False) -> Tensor:
+def matched(
+    model: StagedDetector, prediction: Prediction, targets: list, batch: ImageBatch, class_agnostic: bool = False
+) -> Tensor:
     """[G, B, N]: 0 for no object, k for object k - 1, as the golden values write it."""
-    objects = gather_objects(targets, batch.whwh(), agnostic)
+    objects = gather_objects(targets, batch.whwh(), class_agnostic)
     (found,) = model.criterion.matcher.match([(prediction, objects)])
     result = torch.zeros(prediction.logits.shape[:3], dtype=torch.int64)
     result[found.image, found.group, found.query] = found.object + 1

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from parity import adamixer
+from parity import adamixer, deformable
 from parity.golden import FOLDER, Case, NotRepresentable, cases
 from parity.ledger import Ledger
 
@@ -19,6 +19,8 @@ def check(case: Case, ledger: Ledger) -> None:
         adamixer.check_stage(case, ledger)
     elif "content_dim" in config:
         adamixer.check_detector(case, ledger)
+    elif "embed_dims" in config:
+        deformable.check_detector(case, ledger)
     else:
         raise NotRepresentable(f"{case.name}: no detector here has a configuration like {sorted(config)}")
 

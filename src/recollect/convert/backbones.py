@@ -1,4 +1,4 @@
-"""Names of backbones: MMDetection's, torchvision's and detectron2's ResNets, as timm (and so ours) names them."""
+"""Names of backbones: torchvision's, MMDetection's and detectron2's ResNets, as timm (and so ours) names them."""
 
 from __future__ import annotations
 
@@ -12,3 +12,4 @@ RESNET = (
 )
 
 MMDET_RESNET = under("backbone.", "backbone.body.", RESNET)
+DETR_RESNET = under("backbone.0.body.", "backbone.body.", RESNET)

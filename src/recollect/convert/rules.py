@@ -24,10 +24,12 @@ class ConversionError(ValueError):
 class Rule:
     """One line of a name table: `Rule("head.{s}.fc.*", "stages.{s}.to_class.*")`.
 
-    `{s}`, with any letter, stands for a number and `*` for the rest of the name; both sides use the same ones, with one
-    exception: a number that only `theirs` has means tied copies of one tensor of ours, which must be equal.
+    `{s}`, with any small letter, stands for a number and `*` for the rest of the name; both sides use the same ones,
+    with one exception: a number that only `theirs` has means tied copies of one tensor of ours, which must be equal.
+    A capital letter stands for one certain number, how many there are: `{S}` how many `stages.{s}.` our model has.
 
     theirs: template of their name; several mean that ours is their concatenation along `dim`, in equal parts.
+    copies: further names of theirs for the same tensor, also tied.
     ours: template of our name, or None for an entry that we have no use for; `why` then says so. Such entries are kept
         beside the weights, so that the way back is complete.
     classes: the first dimension counts classes; what `select_classes` cuts.
@@ -36,6 +38,7 @@ class Rule:
     theirs: str | tuple[str, ...]
     ours: str | None
     dim: int = 0
+    copies: tuple[str, ...] = ()
     why: str = ""
     classes: bool = False
 
@@ -53,6 +56,7 @@ class Table:
     of this kind hold. rules: tried in order, the first that fits a name decides.
     options: how arguments of the entry function follow from the file: {"num_classes": ("head.0.fc.bias", 0)} reads the
         size of dimension 0 of the first entry whose name fits; {"num_stages": ("head.{s}.", None)} counts the `{s}`.
+    counts: what capital letters mean: {"S": "stages.{s}.*"} makes `{S}` the number of stages of our model.
     filled: patterns of our names that their files need not have; they are filled as a fresh model has them.
     coco91: the class rows are COCO category ids 0..90 (and, if one row more, "no object").
     checked: what this table was verified against.
@@ -63,6 +67,7 @@ class Table:
     marker: str
     rules: tuple[Rule, ...]
     options: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
     filled: tuple[str, ...] = ("*num_batches_tracked",)
     coco91: bool = False
     checked: str = ""
@@ -82,6 +87,7 @@ def under(theirs: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
         replace(
             rule,
             theirs=tuple(theirs + part for part in rule.parts),
+            copies=tuple(theirs + copy for copy in rule.copies),
             ours=None if rule.ours is None else ours + rule.ours,
         )
         for rule in rules
@@ -92,10 +98,10 @@ def under(theirs: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
 def _pattern(template: str) -> re.Pattern[str]:
     """The template as a regular expression with one named group per letter, and `rest` for the star."""
     expression, seen = "", set()
-    for piece in re.split(r"(\{\w\}|\*)", template):
+    for piece in re.split(r"(\{[a-z]\}|\*)", template):
         if piece == "*":
             expression += "(?P<rest>.*)"
-        elif re.fullmatch(r"\{\w\}", piece):
+        elif re.fullmatch(r"\{[a-z]\}", piece):
             letter = piece[1]
             expression += f"(?P={letter})" if letter in seen else rf"(?P<{letter}>\d+)"
             seen.add(letter)
@@ -110,11 +116,11 @@ def fits(template: str, name: str) -> bool:
 
 
 def _letters(template: str) -> set[str]:
-    return set(re.findall(r"\{(\w)\}", template))
+    return set(re.findall(r"\{([a-z])\}", template))
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\{(\w)\}|\*", lambda m: values[m.group(1) or "rest"], template)
+    return re.sub(r"\{([a-z])\}|\*", lambda m: values[m.group(1) or "rest"], template)
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:
@@ -122,13 +128,45 @@ def _match(template: str, name: str) -> dict[str, str] | None:
     return None if found is None else found.groupdict()
 
 
-def _theirs(table: Table, name: str) -> tuple[Rule, int, dict[str, str]] | None:
+def bind(table: Table, ours: Iterable[str]) -> Table:
+    """The table with its capital letters replaced by the numbers that they are for a model with these names."""
+    names = list(ours)
+    numbers = {
+        letter: len({next(iter(found.values())) for found in (_match(template, name) for name in names) if found})
+        for letter, template in table.counts.items()
+    }
+
+    def fill(text: str) -> str:
+        return re.sub(r"\{([A-Z])\}", lambda m: str(numbers[m.group(1)]), text)
+
+    rules = tuple(
+        replace(
+            rule,
+            theirs=tuple(fill(part) for part in rule.parts),
+            copies=tuple(fill(copy) for copy in rule.copies),
+            ours=None if rule.ours is None else fill(rule.ours),
+        )
+        for rule in table.rules
+    )
+    return replace(table, rules=rules)
+
+
+def _rule_of_theirs(table: Table, name: str) -> tuple[Rule, int, dict[str, str]] | None:
     """The rule for a name of theirs, which of its parts the name is, and the values of its placeholders."""
     for rule in table.rules:
-        for part, template in enumerate(rule.parts):
+        for index, template in enumerate((*rule.parts, *rule.copies)):
             values = _match(template, name)
             if values is not None:
-                return rule, part, values
+                return rule, index if index < len(rule.parts) else 0, values
+    return None
+
+
+def _rule_of_ours(table: Table, name: str) -> tuple[Rule, str, dict[str, str]] | None:
+    """The rule for a name of ours, the template of ours that it follows, and the values of its placeholders."""
+    for rule in table.rules:
+        values = None if rule.ours is None else _match(rule.ours, name)
+        if rule.ours is not None and values is not None:
+            return rule, rule.ours, values
     return None
 
 
@@ -136,22 +174,22 @@ def _theirs(table: Table, name: str) -> tuple[Rule, int, dict[str, str]] | None:
 
 
 def to_ours(table: Table, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Converted:
-    """Rename every entry of a checkpoint, each exactly once.
+    """Rename every entry of a checkpoint, each exactly once. Values are not touched.
 
-    state: their names. expected: `model.state_dict()` of our detector (shapes decide; meta tensors will do, except for
-    `filled` entries that the file lacks). Values keep their dtype.
-    Raises ConversionError for entries that no rule covers, that our model lacks, that are missing, differ in shape, or
-    are tied in our model and differ in the file.
+    state: their names. expected: `model.state_dict(keep_vars=True)` of our detector, on any device: shapes decide, and
+    which entries are one and the same tensor; for entries that their files need not have (`filled`), also values.
+    Raises ConversionError for entries that no rule covers, that our model lacks, that are missing, that differ in
+    shape, or that are tied in our model and differ in the file.
     """
+    table = bind(table, expected)
     pieces: dict[str, list[Tensor | None]] = {}
     dims: dict[str, int] = {}
-    ties: dict[str, list[str]] = {}
     unused: dict[str, Tensor] = {}
-    unknown: list[str] = []
+    faults: list[str] = []
     for name, value in state.items():
-        found = _theirs(table, name)
+        found = _rule_of_theirs(table, name)
         if found is None:
-            unknown.append(name)
+            faults.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
             continue
         rule, part, values = found
         if rule.ours is None:
@@ -163,43 +201,48 @@ def to_ours(table: Table, state: Mapping[str, Tensor], expected: Mapping[str, Te
         before = slots[part]
         if before is None:
             slots[part] = value
-        elif len(_letters(rule.parts[part])) == len(_letters(rule.ours)):
-            raise ConversionError(
-                f"two entries of the file stand for our {ours}, one of them {name}: a file in two minds"
-            )
         elif not _same(before, value):
-            ties.setdefault(ours, []).append(name)
+            faults.append(f"{name}: differs from another entry for {ours}, which is one tensor of ours")
     result: dict[str, Tensor] = {}
-    incomplete: list[str] = []
     for ours, slots in pieces.items():
         whole = [s for s in slots if s is not None]
-        if len(whole) < len(slots):
-            incomplete.append(f"{ours}: only {len(whole)} of its {len(slots)} parts are in the file")
-        else:
+        if len(whole) == len(slots):
             result[ours] = whole[0] if len(whole) == 1 else torch.cat(whole, dims[ours])
+        else:
+            faults.append(f"{ours}: only {len(whole)} of its {len(slots)} parts are in the file")
     for name, value in expected.items():
-        if name not in result and name not in pieces and any(fits(pattern, name) for pattern in table.filled):
-            result[name] = value
-    faults = [f"{n} {_shape(state[n])}: no rule of the table {table.source!r} covers it" for n in unknown]
-    faults += incomplete
-    faults += _compare(result, expected)
-    faults += [f"{n}: differs from its copies, but our {o} is one tensor" for o, names in ties.items() for n in names]
+        if name not in pieces and any(fits(pattern, name) for pattern in table.filled):
+            result[name] = value.detach()
+    faults += compare(result, expected)
+    for first, *others in tied(expected):
+        faults += [
+            f"{n}: differs from {first}, but they are one tensor of ours"
+            for n in others
+            if not faults and not _same(result[first], result[n])
+        ]
     if faults:
         raise ConversionError(listing(faults))
     return Converted({name: result[name] for name in expected}, unused)
 
 
+def tied(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names that stand for one and the same tensor, of a `state_dict(keep_vars=True)`."""
+    groups: dict[int, list[str]] = {}
+    for name, value in state.items():
+        groups.setdefault(id(value), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
-    if a.is_meta or b.is_meta:
-        return a.shape == b.shape
-    return a.shape == b.shape and torch.equal(a, b)
+    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
 
 
 def _shape(value: Tensor) -> Shape:
     return tuple(value.shape)
 
 
-def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is missing, of another shape, or too many, as sentences with both shapes."""
     for name in expected:
         if name not in found:
             yield f"{name}: the model has {_shape(expected[name])}, the file has none"
@@ -220,56 +263,50 @@ def listing(faults: list[str]) -> str:
 
 
 def to_theirs(
-    table: Table, state: Mapping[str, Tensor], unused: Mapping[str, Tensor] | None = None, partial: bool = False
+    table: Table, state: Mapping[str, Tensor], unused: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The inverse of `to_ours`: entries under their names, tied copies written out.
 
-    unused: what `to_ours` set aside, put back. partial: entries of ours without a rule are left out instead of refused
-    (for gradients of a part of a model).
+    unused: what `to_ours` set aside, put back. Raises ConversionError for entries of ours without a rule.
     """
-    counts = _numbers(table, state)
+    table = bind(table, state)
+    numbers = _numbers(table, state)
     result: dict[str, Tensor] = {}
-    unknown: list[str] = []
+    faults: list[str] = []
     for name, value in state.items():
-        known = False
-        for rule in table.rules:
-            values = None if rule.ours is None else _match(rule.ours, name)
-            if values is None or rule.ours is None:
-                continue
-            known = True
-            chunks = value.chunk(len(rule.parts), rule.dim) if len(rule.parts) > 1 else (value,)
-            for template, chunk in zip(rule.parts, chunks):
-                for full in _copies(values, sorted(_letters(template) - _letters(rule.ours)), counts):
-                    result[_fill(template, full)] = chunk
-            break
-        if not known and not any(fits(pattern, name) for pattern in table.filled):
-            unknown.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
-    if unknown and not partial:
-        raise ConversionError(listing(unknown))
+        found = _rule_of_ours(table, name)
+        if found is None:
+            if not any(fits(pattern, name) for pattern in table.filled):
+                faults.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
+            continue
+        rule, ours, values = found
+        chunks = value.chunk(len(rule.parts), rule.dim) if len(rule.parts) > 1 else (value,)
+        for template, chunk in (*zip(rule.parts, chunks), *((copy, value) for copy in rule.copies)):
+            for full in _copies(values, sorted(_letters(template) - _letters(ours)), numbers):
+                result[_fill(template, full)] = chunk
+    if faults:
+        raise ConversionError(listing(faults))
     return {**result, **(unused or {})}
 
 
 def _numbers(table: Table, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The values that each letter takes in names that have it on both sides: how many tied copies there are."""
+    """The numbers that each letter takes in our names: how many tied copies a rule that has it only on theirs means."""
     values: dict[str, set[str]] = {}
     for name in state:
-        for rule in table.rules:
-            found = None if rule.ours is None else _match(rule.ours, name)
-            if found is not None:
-                for letter, value in found.items():
-                    if letter != "rest":
-                        values.setdefault(letter, set()).add(value)
-                break
+        found = _rule_of_ours(table, name)
+        for letter, value in (found[2] if found else {}).items():
+            if letter != "rest":
+                values.setdefault(letter, set()).add(value)
     return {letter: sorted(found, key=int) for letter, found in values.items()}
 
 
-def _copies(values: dict[str, str], letters: list[str], counts: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+def _copies(values: dict[str, str], letters: list[str], numbers: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
     if not letters:
         yield values
         return
     first, *rest = letters
-    for number in counts.get(first, []):
-        yield from _copies({**values, first: number}, rest, counts)
+    for number in numbers.get(first, []):
+        yield from _copies({**values, first: number}, rest, numbers)
 
 
 # --- What a file says about the model
