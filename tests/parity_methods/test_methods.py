@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parity.ledger import Ledger
-from parity_methods import heads, losses, parts
+from parity_methods import heads, losses, parts, two_stage
 from parity_methods.goldens import METHODS, method_cases
 
 CASES = method_cases()
@@ -18,13 +18,22 @@ CHECKS = {
 }
 
 
+def check_nms_and_roi_align(case, ledger):
+    parts.check_nms(case, ledger)
+    two_stage.check_roi_align(case, ledger)
+
+
 def check_of(case):
     if case.kind.startswith("nms, batched_nms"):
-        return parts.check_nms
+        return check_nms_and_roi_align
     if case.kind.startswith("losses:"):
         return losses.check_losses
     if case.kind.startswith("dense head") and case.config["type"] in heads.PREFIX:
         return heads.check_head
+    if case.kind.startswith("RoI head"):
+        return two_stage.check_roi
+    if case.kind == "dense head RPNHead":
+        return two_stage.check_rpn
     return CHECKS.get(case.kind)
 
 
