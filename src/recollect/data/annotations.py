@@ -151,9 +151,17 @@ class Builder:
         self.crowd, self.flags = bytearray(), bytearray()
         self.segmentations = Segmentations.Builder() if masks else None
 
-    def find(self, kind: str, value: str = "", *, annotation: int | None = None, file: str | None = None) -> None:
+    def find(
+        self,
+        kind: str,
+        value: str = "",
+        *,
+        annotation: int | None = None,
+        file: str | None = None,
+        image: int | None = None,
+    ) -> None:
         """Note something that the arrays cannot say."""
-        self.findings.append(Finding(kind, file or self.file, value, annotation=annotation))
+        self.findings.append(Finding(kind, file or self.file, value, image=image, annotation=annotation))
 
     def image(self, id: int, path: str, height: int = 0, width: int = 0, source: str | None = None) -> None:
         """Add an image; sizes of 0 mean that the file does not say."""

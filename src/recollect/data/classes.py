@@ -33,7 +33,7 @@ def match_names(annotations: Annotations, names: Sequence[str]) -> Annotations:
         near = [n for n in names if folded(n) == folded(name)] or difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}? Rename it there" if near else "give both sides the same list of classes"
         value = f"{name!r} has {counts[annotations.names.index(name)]} objects here, known are {', '.join(names):.200}"
-        raise DataError(f"{Finding('category-lists-differ', annotations.file, value)}; {hint}")
+        raise DataError(f"{Finding('category-stranger', annotations.file, value)}; {hint}")
     table = np.array([place.get(name, -1) for name in annotations.names], dtype=np.int32)
     unused = max(annotations.category_ids, default=0)
     ids = []
@@ -60,18 +60,16 @@ def check_names(annotations: Annotations) -> list[Finding]:
 def compare_classes(train: Annotations, val: Annotations) -> list[Finding]:
     """What differs between the classes of two splits."""
     findings = []
-    if set(train.names) != set(val.names):
-        only = [f"only {side} has {sorted(a - b)}" for side, a, b in _differences(train, val) if a - b]
-        findings.append(Finding("category-lists-differ", val.file, "; ".join(only)[:300]))
+    differences = [("train", set(train.names) - set(val.names)), ("val", set(val.names) - set(train.names))]
+    told = "; ".join(f"only {side} lists {sorted(names)}" for side, names in differences if names)
+    if told:
+        findings.append(Finding("category-lists-differ", val.file, told[:300]))
     train_counts = dict(zip(train.names, np.bincount(train.labels, minlength=len(train.names))))
     val_counts = dict(zip(val.names, np.bincount(val.labels, minlength=len(val.names))))
     for name, count in val_counts.items():
         if count and not train_counts.get(name, 0):
             near = [n for n in train.names if n != name and folded(n) == folded(name)]
             hint = f"; train has {near[0]!r}" if near else ""
-            findings.append(Finding("category-only-val", val.file, f"{name!r}: {count} objects{hint}", split="val"))
+            kind = "category-only-val" if name in train_counts else "category-stranger"
+            findings.append(Finding(kind, val.file, f"{name!r}: {count} objects{hint}"))
     return findings
-
-
-def _differences(train: Annotations, val: Annotations) -> list[tuple[str, set[str], set[str]]]:
-    return [("train", set(train.names), set(val.names)), ("val", set(val.names), set(train.names))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -48,8 +49,16 @@ def convert_dataset(
     return write_dataset(loaded, destination, format)
 
 
-def write_dataset(loaded: dict[str, Annotations], destination: Path, format: str) -> Conversion:
-    """Write splits that share one class list; the first split's order of classes holds."""
+Rewrite = Callable[[Path], tuple[bytes, str] | None]
+
+
+def write_dataset(
+    loaded: dict[str, Annotations], destination: Path, format: str, rewrite: Rewrite | None = None
+) -> Conversion:
+    """Write splits that share one class list; the first split's order of classes holds.
+
+    rewrite: gives new bytes and suffix for image files that shall not be copied as they are.
+    """
     if format not in FORMATS:
         raise DataError(f"there is no dataset format {format!r}; known are {', '.join(FORMATS)}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -60,14 +69,14 @@ def write_dataset(loaded: dict[str, Annotations], destination: Path, format: str
     for split, given in loaded.items():
         annotations = match_names(given, names)
         folder = {"coco": "images", "voc": "JPEGImages", "yolo": f"images/{split}"}[format]
-        files = copy_images(annotations, destination / folder, taken)
+        files = copy_images(annotations, destination / folder, taken, rewrite)
         done.lost += WRITERS[format].write(annotations, destination, split, files)
         done.images[split] = len(annotations)
         done.objects[split] = int((~annotations.crowd).sum()) if format != "coco" else annotations.num_objects
     return done
 
 
-def copy_images(annotations: Annotations, folder: Path, taken: set[str]) -> list[Path]:
+def copy_images(annotations: Annotations, folder: Path, taken: set[str], rewrite: Rewrite | None = None) -> list[Path]:
     """Copy every image under a name of its own: stems that occur twice get the names of their folders before them."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -80,8 +89,13 @@ def copy_images(annotations: Annotations, folder: Path, taken: set[str]) -> list
         while Path(name).stem in taken:
             name, number = f"{source.stem}_{number}{source.suffix}", number + 1
         taken.add(Path(name).stem)
+        new = None if rewrite is None else rewrite(source)
         try:
-            shutil.copyfile(source, folder / name)
+            if new is None:
+                shutil.copyfile(source, folder / name)
+            else:
+                name = Path(name).stem + new[1]
+                (folder / name).write_bytes(new[0])
         except OSError as error:
             raise DataError(f"{source}: cannot be copied ({error.strerror})") from error
         files.append(folder / name)

@@ -48,7 +48,6 @@ KINDS: dict[str, Kind] = {
         NOTE,
         "EXIF rotation",
         "recollect reads images upright: draw a few boxes to see that they fit",
-        "pixels written upright",
     ),
     "exif-unrotated-boxes": Kind(
         ERROR,
@@ -75,10 +74,16 @@ KINDS: dict[str, Kind] = {
     ),
     "box-outside": Kind(ERROR, "box wholly outside the image", "correct or delete it", "dropped"),
     "box-beyond": Kind(ERROR, "box reaches beyond the image", "correct it", "clipped"),
+    "box-corners": Kind(
+        ERROR,
+        "boxes seem to hold corners, where COCO has left, top, width, height",
+        "write width and height in place of right and bottom",
+    ),
     "box-whole-image": Kind(WARNING, "box covers the whole image", "see whether it means an object"),
     "box-tiny": Kind(WARNING, "box under 2 pixels wide or high", "delete it if it is a slip of the mouse"),
     "box-tiny-fed": Kind(WARNING, "box under 2 pixels once resized for the model", "train at a larger size"),
     "box-huge": Kind(NOTE, "box covers over 95 % of the image", "see whether it is as meant"),
+    "box-size-unusual": Kind(NOTE, "box of a size unusual for its class", "see whether the class is right"),
     "box-duplicate": Kind(WARNING, "same box and class twice", "delete one", "second one dropped"),
     "box-near-duplicate": Kind(WARNING, "nearly the same box twice", "delete one of them"),
     "box-two-classes": Kind(WARNING, "same box with two classes", "keep the right one"),
@@ -110,10 +115,11 @@ KINDS: dict[str, Kind] = {
     "category-twice": Kind(ERROR, "category id or name given twice", "give every class one id and one name"),
     "category-similar": Kind(WARNING, "class names that differ only in case or spaces", "make them one class"),
     "category-empty": Kind(WARNING, "class without objects", "it cannot be learned; leave it out"),
-    "category-only-val": Kind(ERROR, "class in val that train never shows", "move images so that both hold it"),
-    "category-lists-differ": Kind(ERROR, "train and val have different class lists", "give both the same list"),
+    "category-only-val": Kind(WARNING, "class in val that train never shows", "move images so that both hold it"),
+    "category-stranger": Kind(ERROR, "class in val that train does not list", "give both the same list of classes"),
+    "category-lists-differ": Kind(NOTE, "train and val list different classes", "classes are matched by name"),
     # images among each other
-    "image-twice": Kind(WARNING, "same picture twice", "keep one", "second one dropped"),
+    "image-twice": Kind(WARNING, "same picture twice", "keep one"),
     "image-near-twice": Kind(NOTE, "nearly the same picture twice", "keep one, unless they are frames of a film"),
     "image-in-both": Kind(
         ERROR, "same picture in train and val", "keep it on one side: scores are wrong otherwise", "dropped from train"

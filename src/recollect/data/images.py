@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -89,21 +90,20 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _read_with_pillow(data: bytes, path: str | Path) -> Tensor:
-    import io
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with PillowImage.open(io.BytesIO(data)) as image:
                 image.load()
-                pixels = np.array(_to_rgb(_upright(image)))
+                pixels = np.array(to_rgb(upright(image)))
     except PILLOW_FAULTS as error:
         kind = "file-truncated" if "truncated" in str(error) else "file-unreadable"
-        raise DataError(str(Finding(kind, str(path), _brief(error)))) from error
+        raise DataError(str(Finding(kind, str(path), brief(error)))) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _upright(image: PillowImage.Image) -> PillowImage.Image:
+def upright(image: PillowImage.Image) -> PillowImage.Image:
+    """The image turned as its EXIF orientation says."""
     return ImageOps.exif_transpose(image) if orientation(image) != 1 else image
 
 
@@ -116,7 +116,8 @@ def orientation(image: PillowImage.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _to_rgb(image: PillowImage.Image) -> PillowImage.Image:
+def to_rgb(image: PillowImage.Image) -> PillowImage.Image:
+    """An image of any mode as 8-bit RGB."""
     if image.mode.startswith("I;16"):
         return PillowImage.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -139,9 +140,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise DataError(str(Finding("file-missing", str(path)))) from error
     except PILLOW_FAULTS as error:
         kind = "file-unreadable" if Path(path).is_file() and Path(path).stat().st_size else "file-empty"
-        raise DataError(str(Finding(kind, str(path), _brief(error)))) from error
+        raise DataError(str(Finding(kind, str(path), brief(error)))) from error
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """The first line of an error, or nothing if it only says that this is no image."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return "" if "cannot identify image file" in text else text[:200]

@@ -41,6 +41,12 @@ class Segmentations:
             buffer[start:end] = self.buffer[self.offsets[row] : self.offsets[row + 1]]
         return Segmentations(self.kinds[rows], offsets, buffer, self.sizes[rows])
 
+    def without(self, rows: list[int]) -> Segmentations:
+        """The same, but those rows have no mask."""
+        kinds = self.kinds.copy()
+        kinds[rows] = NONE
+        return Segmentations(kinds, self.offsets, self.buffer, self.sizes)
+
     def coco(self, row: int) -> Any:
         """As COCO JSON writes it: a list of polygons, a dict of run lengths, or None.
 

@@ -11,7 +11,8 @@ from recollect.data.annotations import Annotations
 from recollect.data.findings import KINDS, Finding
 
 DROPPED_OBJECTS = {"box-not-finite", "box-empty", "box-outside", "box-duplicate"}
-DROPPED_IMAGES = {"file-missing", "file-empty", "file-unreadable", "file-truncated", "image-twice", "image-in-both"}
+DROPPED_IMAGES = {"file-missing", "file-empty", "file-unreadable", "file-truncated", "annotation-unreadable"}
+DROPPED_IMAGES |= {"image-in-both"}
 
 
 def repair_annotations(annotations: Annotations, findings: Sequence[Finding]) -> tuple[Annotations, list[str]]:
@@ -24,7 +25,8 @@ def repair_annotations(annotations: Annotations, findings: Sequence[Finding]) ->
     keep_row = np.ones(annotations.num_objects, dtype=bool)
     keep_image = np.ones(len(annotations), dtype=bool)
     owner = annotations.images_of_rows()
-    changes = []
+    changes: list[str] = []
+    broken: list[int] = []
     for finding in findings:
         if finding.row is not None and finding.kind in {"box-not-finite", "mask-box-differ"}:
             done = _box_from_mask(annotations, boxes, finding.row, int(owner[finding.row]))
@@ -38,6 +40,9 @@ def repair_annotations(annotations: Annotations, findings: Sequence[Finding]) ->
             boxes[finding.row, :2] += np.minimum(boxes[finding.row, 2:], 0)
             boxes[finding.row, 2:] = np.abs(boxes[finding.row, 2:])
             change = "corners swapped"
+        elif finding.row is not None and finding.kind == "mask-broken":
+            broken.append(finding.row)
+            change = "mask dropped"
         elif finding.image is not None and finding.kind in DROPPED_IMAGES:
             keep_image[finding.image] = False
             change = KINDS[finding.kind].fix
@@ -46,7 +51,8 @@ def repair_annotations(annotations: Annotations, findings: Sequence[Finding]) ->
         else:
             continue
         changes.append(f"{finding}: {change}")
-    mended = replace(annotations, boxes=boxes)
+    packed = annotations.segmentations
+    mended = replace(annotations, boxes=boxes, segmentations=packed and packed.without(broken))
     changes += _clip(mended, keep_row, findings)
     mended = mended.select(np.flatnonzero(keep_image), keep_row)
     if len(mended.ids) and (int(mended.ids.min()) < 1 or len(np.unique(mended.ids)) < len(mended.ids)):

@@ -44,6 +44,14 @@ def splits(folder: Path) -> list[str]:
     return sorted(p.stem for p in (folder / "ImageSets" / "Main").glob("*.txt"))
 
 
+def stems_of(folder: Path, split: str) -> list[str]:
+    """The names that a split list holds; none if it cannot be read."""
+    try:
+        return _read_list(folder / "ImageSets" / "Main" / f"{split}.txt", folder / "Annotations")
+    except DataError:
+        return []
+
+
 def read(place: Path, *, images: Path | None = None, masks: bool = False) -> tuple[Annotations, list[Finding]]:
     """Read what `find` found. `masks` is for symmetry with the other readers: there are none."""
     listed = place.is_file()
@@ -130,7 +138,7 @@ def _add(
 ) -> None:
     if isinstance(tree, str):
         if tree:
-            builder.find("annotation-unreadable", tree, file=str(file))
+            builder.find("annotation-unreadable", tree, file=str(file), image=number - 1)
         else:
             builder.find("annotation-missing", f"listed in {builder.file}", file=str(file))
         builder.image(number, image or f"{stem}.jpg", source=str(file))

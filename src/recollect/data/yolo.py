@@ -169,7 +169,7 @@ def _add(builder: Builder, number: int, image: Path, home: Path) -> None:
     except DataError:
         height = width = 0  # the doctor and the reader say so; boxes cannot be placed
         kind = "file-missing" if not _exists(image) else "file-unreadable"
-        builder.find(kind, f"the objects of {labels} have no place", file=str(image))
+        builder.find(kind, f"the objects of {labels} have no place", file=str(image), image=number - 1)
     builder.image(number, path, height, width, str(labels))
     try:
         lines = labels.read_text(encoding="utf-8-sig").splitlines()
@@ -177,7 +177,7 @@ def _add(builder: Builder, number: int, image: Path, home: Path) -> None:
         builder.find("annotation-missing", f"for image {path!r}", file=str(labels))
         return
     except (OSError, UnicodeDecodeError) as error:
-        builder.find("annotation-unreadable", str(error), file=str(labels))
+        builder.find("annotation-unreadable", str(error), file=str(labels), image=number - 1)
         return
     for place, line in enumerate(lines, 1):
         if not line.strip():
