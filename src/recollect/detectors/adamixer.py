@@ -336,8 +336,8 @@ def tiny_recipe() -> Recipe:
 def small_recipe() -> Recipe:
     """Fine-tuning a pretrained light backbone on a small data set, on a CPU; ours, not a paper's."""
     return Recipe(
-        data=Data(resize=Resize((224, 240, 256, 272, 288), 512)),
-        optimiser=Optimiser(lr=5e-4, batch=8, weight_decay=1e-4, clip_norm=1.0, scales=(("backbone.", 0.1),)),
+        data=Data(resize=Resize((192, 208, 224, 240, 256), 512)),
+        optimiser=Optimiser(lr=1e-3, batch=8, weight_decay=1e-4, clip_norm=1.0, scales=(("backbone.", 0.1),)),
         schedule=Schedule(epochs=30, drops=(0.67, 0.92), warmup_steps=100),
         batch=8,
     )
