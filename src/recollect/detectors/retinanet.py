@@ -8,8 +8,10 @@ Published COCO val2017 box AP, R50, MMDetection 2.x: 36.5 (1x), 37.4 (2x).
 Deviations and conventions:
 - an object that overlaps no anchor at all gets none (MMDetection then takes every anchor of IoU 0);
 - losses are divided by the positives of the batch, at least one per image, mean over ranks (MMDetection: per rank);
-- anchors are not rounded and stand on the cells' corners; `torchvision=True` takes torchvision's: whole pixels, extra
-  levels made from P5, top-k over pairs of anchor and class.
+- anchors are not rounded; their centres stand on the cells' corners;
+- `torchvision="v1"` takes that library's conventions: anchors in whole pixels, extra levels made from P5, top-k over
+  pairs of anchor and class, 300 detections; "v2" also group norm in the towers and GIoU loss, extra levels from C5.
+  What remains different from it is listed in tests/dense/test_torchvision.py.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from recollect.layers.box_coders import DeltaBoxCoder
 from recollect.layers.conv import group_norm
 from recollect.layers.fpn import FPN
 from recollect.losses.assigned import Assigned
-from recollect.losses.boxes import l1
+from recollect.losses.boxes import giou_loss, l1
 from recollect.losses.focal import focal
 from recollect.matching.max_iou import MaxIoUAssigner
 from recollect.ops.nms import PostProcess
@@ -41,21 +43,31 @@ STRIDES = (8, 16, 32, 64, 128)
 class RetinaHead(DenseHead):
     """Section 4: two towers, nine anchors per cell, focal loss over all of them, L1 on the positives' deltas.
 
-    box_loss: of (deltas, target deltas), elementwise.
+    box_loss: of (deltas, target deltas), elementwise; or with `decoded` of (boxes, objects), per pair.
     """
 
-    def __init__(self, *arguments: Any, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.box_loss = box_loss
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
+        decoded: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, **options)
+        self.box_loss, self.decoded = box_loss, decoded
 
     def losses(self, outputs: Outputs, assigned: Assigned) -> dict[str, Tensor]:
         """`class` and `box`."""
-        logits, boxes = outputs["logits"], outputs["boxes"]
+        logits, boxes, truth = outputs["logits"], assigned.positives(outputs["boxes"]), assigned.boxes
         count = assigned.count(logits)
-        deltas = self.coder.encode(assigned.prior_boxes, assigned.boxes)
+        if self.decoded:
+            boxes = self.decode(boxes, assigned.prior_boxes, assigned.strides)
+        else:
+            truth = self.coder.encode(assigned.prior_boxes, truth)
         return {
             "class": assigned.total(focal(logits, assigned.targets(logits))) / count,
-            "box": self.box_loss(assigned.positives(boxes), deltas).sum() / count,
+            "box": self.box_loss(boxes, truth).sum() / count,
         }
 
 
@@ -98,22 +110,26 @@ def retinanet_r50_fpn(
     backbone: str = "resnet50.tv_in1k",
     backbone_weights: str | Path | None = None,
     backbone_options: dict[str, Any] | None = None,
-    torchvision: bool = False,
+    torchvision: Literal["", "v1", "v2"] = "",
 ) -> DenseDetector:
     """RetinaNet with ResNet-50 (or any timm backbone) and FPN; `torchvision`: that library's conventions."""
+    if torchvision not in ("", "v1", "v2"):
+        raise ValueError(f"torchvision's conventions are 'v1', 'v2' or '' for none, not {torchvision!r}")
     body = Backbone(backbone, STRIDES[:3], backbone_weights, norm="eval", frozen_stages=1, **(backbone_options or {}))
-    extra = "output" if torchvision else "input"
-    neck = FPN(body.channels, 256, 5, extra=extra, relu_before_extra=torchvision)
-    sizes = [[int(8 * s / 2 * 2 ** (i / 3)) for i in range(3)] for s in STRIDES]
+    extra = "output" if torchvision == "v1" else "input"
+    sizes = [[int(4 * s * 2 ** (i / 3)) for i in range(3)] for s in STRIDES]
     anchors = AnchorGenerator.of_sizes(STRIDES, sizes, (0.5, 1.0, 2.0), rounded=True)
     head = RetinaHead(
         num_classes,
         priors=anchors if torchvision else AnchorGenerator.retina(STRIDES),
         coder=DeltaBoxCoder(),
         assigner=MaxIoUAssigner(0.5, 0.4, min_positive=0.0),
-        post=PostProcess(pairs=torchvision, max_detections=300 if torchvision else 100),
+        norm=group_norm(32) if torchvision == "v2" else None,
+        post=PostProcess(pairs=bool(torchvision), max_detections=300 if torchvision else 100),
+        box_loss=giou_loss if torchvision == "v2" else l1,
+        decoded=torchvision == "v2",
     )
-    return DenseDetector(body, neck, head)
+    return DenseDetector(body, FPN(body.channels, 256, 5, extra=extra, relu_before_extra=bool(torchvision)), head)
 
 
 @register(dense_tiny, family="RetinaNet", paper="arXiv 1708.02002")
