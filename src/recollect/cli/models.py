@@ -22,6 +22,8 @@ class Arguments:
     """Shell-style pattern of names, e.g. "sqr_*"."""
     json: bool = False
     """Print JSON."""
+    markdown: bool = False
+    """Print the Markdown table of the README: all but the tiny ones."""
 
 
 def run(arguments: Arguments) -> int:
@@ -33,6 +35,9 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return 0
+    if arguments.markdown:
+        print(markdown([row for row in rows if not row["name"].endswith("_tiny")]))
+        return 0
     table = Table("name", "family", "parameters", "published AP", "source", "recollection")
     table.columns[2].justify = table.columns[3].justify = "right"
     for row in rows:
@@ -42,6 +47,8 @@ def run(arguments: Arguments) -> int:
             row["recollection"],
         )  # fmt: skip
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # into a file or pipe: whole names
     console.print(table)
     console.print("published: COCO val2017 box AP as the authors report it, not measured by this project")
     return 0
@@ -62,3 +69,14 @@ def describe(name: str) -> dict[str, Any]:
         "published_source": published.source if published else None,
         "recollection": "on" if entry.recollects else "applies" if entry.staged else "does not apply",
     }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = ["| name | family | paper | parameters | published AP | source |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        published = "" if row["published_ap"] is None else f"{row['published_ap']:.1f}"
+        size = f"{row['parameters'] / 1e6:.1f} M"
+        cells = (f"`{row['name']}`", row["family"], row["paper"], size, published, row["published_source"] or "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
