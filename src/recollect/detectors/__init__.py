@@ -14,6 +14,7 @@ from recollect.detectors import (
     mask_rcnn,
     retinanet,
     rpn,
+    sparse_rcnn,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "mask_rcnn",
     "retinanet",
     "rpn",
+    "sparse_rcnn",
 ]
