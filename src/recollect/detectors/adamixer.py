@@ -9,7 +9,7 @@ SQR with R101, 7 stages, 300 queries, 36 epochs: 49.8.
 
 Quirks kept for parity, because the published numbers were trained with them:
 - the residual of self-attention includes the position encoding (the author calls it a minor bug);
-- boxes are not clipped to the image; the L1 loss is taken on normalised xyxy, its matching cost on cxcywh;
+- boxes are not clipped to the image; the L1 loss and its matching cost are taken on normalised xyxy;
 - the group norm of the neck sees padding, so detections depend on the padded size (never on batch mates).
 Deviation: the classification normaliser is clamped to 1, so a batch without objects has a finite loss.
 
@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recollect.backbones import Backbone
+from recollect.backbones import Backbone, tiny_backbone
 from recollect.decoding import Recollection
-from recollect.detectors.staged import Encoded, StagedDetector
+from recollect.detectors.staged import Encoded, StagedDetector, recollecting
 from recollect.layers.necks import SharedNormChannelMapper
 from recollect.losses import FocalClassification, SetCriterion
 from recollect.ops.boxes import pairwise_iof, xyxy_to_cxcywh
@@ -383,17 +383,7 @@ def adamixer_r101(num_classes: int = 80, **options: Any) -> AdaMixer:
     return adamixer_r50(num_classes, **{"backbone": "resnet101.tv_in1k", "num_queries": 300, **options})
 
 
-@register(
-    adamixer_1x,
-    family="AdaMixer",
-    paper=_SQR_PAPER,
-    staged=True,
-    published=Published(44.5, "SQR paper: R50, 100 queries, 12 epochs"),
-    like=adamixer_r50,
-)
-def sqr_adamixer_r50(num_classes: int = 80, **options: Any) -> AdaMixer:
-    """AdaMixer R50 trained with selective query recollection."""
-    return adamixer_r50(num_classes, **{"recollection": Recollection(), **options})
+sqr_adamixer_r50 = recollecting(adamixer_r50, Published(44.5, "SQR paper: R50, 100 queries, 12 epochs"))
 
 
 @register(
@@ -430,10 +420,7 @@ def adamixer_mobilenetv2(
     )  # fmt: skip
 
 
-@register(small_recipe, family="AdaMixer", paper=_SQR_PAPER, staged=True, like=adamixer_mobilenetv2)
-def sqr_adamixer_mobilenetv2(num_classes: int = 80, **options: Any) -> AdaMixer:
-    """The light AdaMixer trained with selective query recollection."""
-    return adamixer_mobilenetv2(num_classes, **{"recollection": Recollection(), **options})
+sqr_adamixer_mobilenetv2 = recollecting(adamixer_mobilenetv2)
 
 
 @register(tiny_recipe, family="AdaMixer", paper=_PAPER, staged=True)
@@ -449,20 +436,11 @@ def adamixer_tiny(
     recollection: Recollection | None = None,
 ) -> AdaMixer:
     """Small enough to train from scratch on a CPU in minutes; queries start on a grid."""
-    if backbone == "resnet10t" and backbone_options is None:
-        backbone_options = {"channels": (32, 64, 96, 96), "stem_width": 16, "stem_type": "", "avg_down": False}
-    scratch = backbone_weights is None
-    body = Backbone(
-        backbone, STRIDES, backbone_weights, norm="train" if scratch else "eval", frozen_stages=0,
-        **(backbone_options or {}),
-    )  # fmt: skip
+    body = tiny_backbone(STRIDES, backbone, backbone_weights, backbone_options)
     return _build(
         num_classes, num_queries, num_stages, body, recollection, initial_boxes,
         content=64, heads=4, feedforward=256, mixing_groups=2, in_points=16, out_points=32, sampling_scale_bias=-2.0,
     )  # fmt: skip
 
 
-@register(tiny_recipe, family="AdaMixer", paper=_SQR_PAPER, staged=True, like=adamixer_tiny)
-def sqr_adamixer_tiny(num_classes: int = 10, **options: Any) -> AdaMixer:
-    """The tiny AdaMixer trained with selective query recollection."""
-    return adamixer_tiny(num_classes, **{"recollection": Recollection(), **options})
+sqr_adamixer_tiny = recollecting(adamixer_tiny)
