@@ -18,6 +18,9 @@ VERBS: dict[str, str] = {
     "train": "train a detector on your images",
     "eval": "measure a trained detector, or a file of predictions",
     "predict": "find objects in images",
+    "check": "examine a dataset before you train on it, and mend a copy",
+    "convert-data": "write a dataset as COCO, Pascal VOC or YOLO",
+    "browse": "draw what a detector will be fed",
     "demo": "train two small detectors on handwritten digits, with and without recollection",
     "replay": "run a batch again whose numbers went bad",
 }

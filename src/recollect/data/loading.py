@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from recollect.data.sampling import epoch_order
 from recollect.structures import Target
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -27,6 +28,7 @@ def training_loader(
     batch: int,
     *,
     seed: int = 0,
+    groups: np.ndarray | None = None,
     workers: int | None = None,
     rank: int | None = None,
     world: int | None = None,
@@ -34,10 +36,12 @@ def training_loader(
     """Batches of `batch` images per process, shuffled anew every epoch; the last, smaller one is left out.
 
     The order and every augmentation follow from seed and epoch alone: they do not depend on the number of workers, and
-    a resumed loader (`state_dict`, `load_state_dict`) goes on exactly where it stopped. rank and world are taken from
-    torch.distributed if not given; all ranks get equally many batches.
+    a resumed loader (`state_dict`, `load_state_dict`) goes on exactly where it stopped.
+    groups [I]: batches are of one group where possible; `shapes(dataset)` parts upright from wide images.
+    rank and world are taken from torch.distributed if not given; all ranks get equally many batches.
     """
-    sampler = TrainingBatches(len(dataset), batch, seed=seed, rank=rank, world=world)  # pyright: ignore[reportArgumentType]
+    length = len(dataset)  # pyright: ignore[reportArgumentType]
+    sampler = TrainingBatches(length, batch, seed=seed, groups=groups, rank=rank, world=world)
     return TrainingLoader(dataset, sampler, workers)
 
 
@@ -109,11 +113,19 @@ class TrainingBatches(Sampler[list[Seeded]]):
     """
 
     def __init__(
-        self, length: int, batch: int, *, seed: int = 0, rank: int | None = None, world: int | None = None
+        self,
+        length: int,
+        batch: int,
+        *,
+        seed: int = 0,
+        groups: np.ndarray | None = None,
+        rank: int | None = None,
+        world: int | None = None,
     ) -> None:
         if length < 1 or batch < 1:
             raise ValueError(f"cannot make batches of {batch} from {length} images")
-        self.length, self.batch, self.seed, self.rank, self.world = length, batch, seed, rank, world
+        self.length, self.batch, self.seed, self.groups = length, batch, seed, groups
+        self.rank, self.world = rank, world
         self.epoch, self.start = 0, 0
 
     @property
@@ -128,7 +140,7 @@ class TrainingBatches(Sampler[list[Seeded]]):
 
     def order(self) -> np.ndarray:
         """The epoch's images, over all ranks."""
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return epoch_order(self.length, self.seed, self.epoch, groups=self.groups, batch=self.batch)
 
     def batches(self) -> list[np.ndarray]:
         """The epoch's batches of all ranks. A dataset smaller than one batch fills it up by repeating itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,18 @@ class Segmentations:
         for row, start, end in zip(rows, offsets[:-1], offsets[1:]):
             buffer[start:end] = self.buffer[self.offsets[row] : self.offsets[row + 1]]
         return Segmentations(self.kinds[rows], offsets, buffer, self.sizes[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[Segmentations]) -> Segmentations:
+        """All rows of all parts."""
+        starts = np.cumsum([0, *(len(part.buffer) for part in parts)])
+        offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts)]
+        return Segmentations(
+            np.concatenate([part.kinds for part in parts]),
+            np.concatenate([*offsets, starts[-1:]]),
+            np.concatenate([part.buffer for part in parts]),
+            np.concatenate([part.sizes for part in parts]),
+        )
 
     def without(self, rows: list[int]) -> Segmentations:
         """The same, but those rows have no mask."""

@@ -6,16 +6,19 @@ Every transform is a callable (image, target) -> (image, target) and draws from 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from recollect.data.dataset import Transform
+from recollect.data.dataset import DetectionDataset, Transform
 from recollect.recipe import Data, Resize
 from recollect.structures import Target
 
+FILL = (124, 116, 104)  # the mean colour of ImageNet, where there is no image
 PER_OBJECT = ("boxes", "labels", "iscrowd", "area", "masks")
 
 
@@ -35,17 +38,46 @@ class Pipeline:
         return f"Pipeline({', '.join(type(s).__name__ for s in self.steps)})"
 
 
-def training_transform(data: Data) -> Pipeline:
-    """The recipe's training pipeline: crowd objects are dropped, then crop policy, resize and flip as it says."""
-    resize = ShortestSide(data.resize)
+def training_transform(data: Data, dataset: DetectionDataset | None = None) -> Pipeline:
+    """The recipe's training pipeline. Crowd objects are dropped first; what the recipe leaves at 0 or None is left out.
+
+    dataset: where mosaic, mixup and copy-paste take their other images from. ValueError if they need one that is not
+    given, or masks that it does not have.
+    """
+    # mixing builds on this module
+    from recollect.data.mixing import CopyPaste, MixUp, Mosaic
+
     steps: list[Transform] = [DropCrowds()]
+    if data.copy_paste:
+        steps.append(Sometimes(data.copy_paste, CopyPaste(_needed(dataset, "copy_paste"), data.min_box)))
+    if data.mosaic:
+        mosaic = Mosaic(_needed(dataset, "mosaic"), data.mosaic_size, data.min_box)
+        steps.append(Sometimes(data.mosaic, mosaic))
+    if data.mixup:
+        steps.append(Sometimes(data.mixup, MixUp(_needed(dataset, "mixup"))))
+    if data.photometric:
+        steps.append(Library(v2.RandomPhotometricDistort(p=0.5), data.photometric))
+    if data.zoom_out:
+        fill: Any = {tv_tensors.Image: FILL, "others": 0}
+        steps.append(Library(v2.RandomZoomOut(fill=fill, side_range=(1.0, data.zoom_out_to), p=1.0), data.zoom_out))
+    if data.iou_crop:
+        steps.append(Library(v2.RandomIoUCrop(), data.iou_crop, data.min_box))
     if data.crop:
         first = [ShortestSide(data.crop_resize), RandomCrop(data.crop_size, data.min_box)]
         steps.append(Sometimes(0.5, Pipeline(first)))
-    steps.append(resize)
+    if data.jitter is not None:
+        steps.append(ScaleJitter(data.jitter, data.jitter_size, data.min_box))
+    else:
+        steps.append(ShortestSide(data.resize))
     if data.flip:
         steps.append(Flip(data.flip))
     return Pipeline(steps)
+
+
+def _needed(dataset: DetectionDataset | None, step: str) -> DetectionDataset:
+    if dataset is None:
+        raise ValueError(f"{step} takes objects from other images: give training_transform the dataset too")
+    return dataset
 
 
 def evaluation_transform(data: Data) -> Pipeline:
@@ -74,6 +106,8 @@ def move_objects(target: Target, move: Callable[[Tensor], Tensor]) -> Target:
     moved["boxes"] = move(target["boxes"])
     if "masks" in target:
         moved["masks"] = move(target["masks"])
+    if "proposals" in target:
+        moved["proposals"] = move(target["proposals"])
     moved["area"] = target["area"] * (_areas(moved["boxes"]) / _areas(target["boxes"]).clamp(min=1e-6))
     return moved
 
@@ -105,6 +139,24 @@ def _shrink(boxes: Tensor, masks: Tensor) -> Tensor:
     high = torch.stack((right, bottom), 1).to(boxes)
     cut = torch.cat((torch.maximum(boxes[:, :2], low), torch.minimum(boxes[:, 2:], high)), 1)
     return torch.where(some[:, None], cut, boxes)
+
+
+class Library:
+    """A transform of torchvision's v2, with probability p, and its boxes tidied."""
+
+    def __init__(self, transform: v2.Transform, p: float, min_box: float = 1e-3) -> None:
+        self.transform, self.p, self.min_box = transform, p, min_box
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        """Apply."""
+        if float(torch.rand(())) >= self.p or not len(target["boxes"]):
+            return image, target
+        shapes = {key: target[key] for key in ("boxes", "masks") if key in target}
+        image, changed = self.transform(image, shapes)
+        if isinstance(self.transform, v2.RandomPhotometricDistort):
+            return image, target
+        area = target["area"] * (_areas(changed["boxes"]) / _areas(target["boxes"]).clamp(min=1e-6))
+        return image, tidy({**target, **changed, "area": area}, self.min_box)
 
 
 class DropCrowds:
@@ -178,6 +230,26 @@ class RandomCrop:
         full = (image.shape[-2], image.shape[-1])
         height, width = (int(torch.randint(min(low, s), min(high, s) + 1, ())) for s in full)
         top, left = (int(torch.randint(0, f - s + 1, ())) for f, s in zip(full, (height, width)))
+        return crop(image, target, top, left, height, width, self.min_box)
+
+
+class ScaleJitter:
+    """Scale to a factor, drawn from `factors`, of what fits a square of `size`; cut at random what is larger."""
+
+    def __init__(self, factors: tuple[float, float], size: int, min_box: float) -> None:
+        self.factors, self.size, self.min_box = factors, size, min_box
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        """Apply."""
+        low, high = self.factors
+        factor = low + (high - low) * float(torch.rand(()))
+        scale = factor * self.size / max(image.shape[-2:])
+        wanted = (max(1, round(image.shape[-2] * scale)), max(1, round(image.shape[-1] * scale)))
+        image, target = resize_to(image, target, wanted)
+        height, width = (min(self.size, side) for side in wanted)
+        if (height, width) == wanted:
+            return image, tidy(target, self.min_box)
+        top, left = (int(torch.randint(0, w - s + 1, ())) for w, s in zip(wanted, (height, width)))
         return crop(image, target, top, left, height, width, self.min_box)
 
 
