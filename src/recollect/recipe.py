@@ -27,6 +27,12 @@ class Data:
 
     crop: the DETR crop policy: for every second image, resize the shorter side to one of `crop_resize` (longer side
     up to `crop_long`), cut a random rectangle with sides in `crop_size`, then resize as above.
+    photometric, zoom_out, iou_crop: probabilities of the steps that SSD introduced: colours distorted, the image set
+    into a canvas up to `zoom_out_to` times as wide, a rectangle cut that overlaps objects by a drawn amount.
+    jitter: large-scale jitter in place of `resize`: the image is scaled to a drawn factor of `jitter_size` and cut to
+    that size; (0.1, 2.0) is usual.
+    mosaic, mixup, copy_paste: probabilities of joining four images, blending two, pasting objects of another by their
+    masks.
     """
 
     resize: Resize = Resize()
@@ -34,6 +40,16 @@ class Data:
     crop: bool = False
     crop_resize: Resize = Resize((400, 500, 600), 1333)
     crop_size: tuple[int, int] = (384, 600)
+    photometric: float = 0.0
+    zoom_out: float = 0.0
+    zoom_out_to: float = 4.0
+    iou_crop: float = 0.0
+    jitter: tuple[float, float] | None = None
+    jitter_size: int = 1024
+    mosaic: float = 0.0
+    mosaic_size: int = 1024
+    mixup: float = 0.0
+    copy_paste: float = 0.0
     min_box: float = 1.0  # boxes thinner than this after a crop, in pixels, are dropped
     workers: int | None = None  # processes that read images; None chooses by the machine
 
