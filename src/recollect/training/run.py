@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from recollect.backbones import Backbone
 from recollect.convert.weights import load_weights, transfer_weights
 from recollect.data import DetectionDataset, choose_workers, collate, evaluation_loader
 from recollect.data.transforms import evaluation_transform, training_transform
@@ -234,6 +235,7 @@ def _trainer(recipe: Recipe, settings: Settings, callbacks: list[Callback], fold
         logger=make_loggers(settings.loggers, folder, recipe) or False,
         deterministic=settings.deterministic,
         use_distributed_sampler=False,
+        sync_batchnorm=many and torch.cuda.is_available(),  # torch has none for CPUs
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -245,7 +247,7 @@ def _validation(val: DetectionDataset, settings: Settings, recipe: Recipe):
     def validate(model: nn.Module, module: TrainingModule) -> CocoMetrics:
         # One image at a time: what it is padded with must not depend on how images were shared out over ranks.
         workers = choose_workers(settings.workers) if module.device.type == "cuda" else 0
-        loader = evaluation_loader(val, 1 if module.device.type == "cpu" else 2, workers=workers)
+        loader = evaluation_loader(val, 1, workers=workers)
         with module.trainer.precision_plugin.forward_context():
             return evaluate_model(model, loader, val, device=module.device)
 
@@ -287,6 +289,10 @@ def _freeze(model: nn.Module, parts: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         if any(part in name for part in parts):
             parameter.requires_grad_(False)
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, Backbone) and not any(p.requires_grad for p in backbone.parameters()):
+        backbone.norm = "eval"  # a frozen backbone keeps its batch-norm statistics too
+        backbone.train()
 
 
 def _start_from(model: nn.Module, path: Path, say) -> None:
@@ -328,10 +334,10 @@ def _introduce(
         + (f", {recipe.accumulate} accumulated passes each" if recipe.accumulate > 1 else "")
         + f"; warm-up {warmup_steps(recipe.schedule, total)} steps; {recipe.precision}"
     )
-    say(
-        f"learning rate {recipe.scaled_lr():.3g} = {optimiser.lr:g} x sqrt({recipe.batch} / {optimiser.batch}), the "
-        "square-root rule for adaptive optimisers"
-    )
+    ratio, rule = f"({recipe.batch} / {optimiser.batch})", "the linear rule for SGD"
+    if optimiser.kind != "sgd":
+        ratio, rule = f"sqrt{ratio}", "the square-root rule for adaptive optimisers"
+    say(f"learning rate {recipe.scaled_lr():.3g} = {optimiser.lr:g} x {ratio}, {rule}")
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
