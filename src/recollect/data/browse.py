@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recollect.structures import Target
 
+MOST_NAMES = 30  # in images with more objects only the boxes are drawn
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 
 
@@ -68,6 +69,8 @@ def draw(image: Tensor, target: Target, names: Sequence[str], side: int) -> Pill
     for box, label, crowd in zip(boxes.tolist(), target["labels"].tolist(), target["iscrowd"].tolist()):
         colour = COLOURS[label % len(COLOURS)]
         pen.rectangle(box, outline=colour, width=1 if crowd else 2)
+        if len(boxes) > MOST_NAMES:
+            continue
         name = f"{names[label]}{' (crowd)' if crowd else ''}"
         at = (max(0.0, box[0]), max(0.0, box[1] - 11))
         pen.rectangle(pen.textbbox(at, name), fill=colour)

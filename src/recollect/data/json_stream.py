@@ -17,7 +17,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 def stream_object(path: Path, lists: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Yield (key, value) for the members of the object in the file.
 
-    A member whose key is in `lists` and whose value is a list comes item by item, as (key, item).
+    A member whose key is in `lists` and whose value is a list comes item by item, as (key, item); an empty one whole.
     DataError naming the file and the place if it is not such an object.
     """
     try:
@@ -41,7 +41,9 @@ def _members(window: _Window, lists: Collection[str]) -> Iterator[tuple[str, Any
             window.fail("expected a key in quotes")
         window.take(":", "a colon after the key")
         if key in lists and window.skip("["):
-            if not window.skip("]"):
+            if window.skip("]"):
+                yield key, []
+            else:
                 while True:
                     yield key, window.value()
                     if not window.skip(","):
@@ -110,7 +112,8 @@ class _Window:
             except ValueError as error:
                 self.fail(str(error))
             else:
-                if end < len(self.text) or self.whole:
+                # a number may be cut as well: of 1.5e-7 the window may show 1.5, 1.5e or 1.5e-
+                if end + 3 <= len(self.text) or self.whole:
                     self.at = end
                     return value
             self.chunk *= 2
