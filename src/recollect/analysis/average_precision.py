@@ -15,6 +15,7 @@ from recollect.analysis.matching import IGNORED
 from recollect.analysis.predictions import Objects
 
 RECALLS = np.linspace(0, 1, 101)
+_CELLS = 4_000_000  # of the table of samples and detections that is in memory at once
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def average_precision(ranking: Ranking, objects: Objects, weights: np.ndarray | 
     """
     if weights is None:
         weights = np.ones((1, objects.num_images))
+    step = max(1, _CELLS // max(1, np.bincount(ranking.label, minlength=1).max()))
+    parts = [_average_precision(ranking, objects, weights[i : i + step]) for i in range(0, len(weights), step)]
+    return np.concatenate(parts)
+
+
+def _average_precision(ranking: Ranking, objects: Objects, weights: np.ndarray) -> np.ndarray:
     ordinary = ~objects.crowd
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     by_label = np.argsort(ranking.label, kind="stable")

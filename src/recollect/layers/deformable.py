@@ -77,15 +77,20 @@ class DeformableAttention(nn.Module):
         batch, count, _ = queries.shape
         layout = (batch, count, self.heads, self.levels, self.points)
         values = self.value_proj(image.cells).masked_fill(image.padding.unsqueeze(-1), 0.0)
-        offsets = self.sampling_offsets(queries).view(*layout, 2).to(references.dtype)
         weights = self.attention_weights(queries).view(*layout[:3], -1).softmax(-1).view(layout)
+        locations = self.sampling_points(queries, references, image)
+        read = deformable_attention(values.unflatten(-1, (self.heads, -1)), image.shapes, locations, weights)
+        return self.output_proj(read)
+
+    def sampling_points(self, queries: Tensor, references: Tensor, image: Pyramid) -> Tensor:
+        """Where it reads: [B, Q, H, L, P, 2] x, y in fractions of the padded map of each level."""
+        layout = (*queries.shape[:2], self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(queries).view(*layout, 2).to(references.dtype)
         references = references.unsqueeze(2) * image.valid.unsqueeze(1)  # [B, Q, L, 4], in fractions of the padded map
         centre, size = references.split(2, -1)
         cell = torch.tensor([(1 / w, 1 / h) for h, w in image.shapes], dtype=size.dtype, device=size.device)
         unit = torch.where(size > 0, size * (0.5 / self.points), cell)
-        locations = centre[:, :, None, :, None] + offsets * unit[:, :, None, :, None]
-        read = deformable_attention(values.unflatten(-1, (self.heads, -1)), image.shapes, locations, weights)
-        return self.output_proj(read)
+        return centre[:, :, None, :, None] + offsets * unit[:, :, None, :, None]
 
 
 class DeformableEncoderLayer(nn.Module):
