@@ -23,6 +23,7 @@ _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "swin": {"strict_img_size": False},  # any image size
     "vit": {"dynamic_img_size": True},
 }
+_NORMALISED = ("swin", "convnext")  # end their stages in a residual sum: detectors put a layer norm after each map
 
 
 class Backbone(nn.Module):
@@ -64,6 +65,8 @@ class Backbone(nn.Module):
         self.body = self._create(name, weights, {**options, "out_indices": tuple(wanted)})
         self.channels: list[int] = self.body.feature_info.channels()
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC" or "swin" in name
+        wants_norm = name.startswith(_NORMALISED)
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels if wants_norm)
         config = getattr(self.body, "pretrained_cfg", None) or {}
         self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
@@ -101,16 +104,18 @@ class Backbone(nn.Module):
         if not last:
             return
         # timm's feature wrappers either keep the module tree ("blocks.1") or flatten its top ("layer1", "stages_0").
-        stage = (last[-1] + ".", last[-1].replace(".", "_") + ".")
-        parameters = list(self.body.named_parameters())  # in the order of construction, which is that of the forward
-        ends = [place for place, (name, _) in enumerate(parameters) if name.startswith(stage)]
+        # HRNet calls its layer1 a stage. A stage's last module may hold no parameter: VGG's is a ReLU.
+        names = {last[-1], last[-1].replace(".", "_"), {"stage1": "layer1"}.get(last[-1], last[-1])}
+        modules = list(self.body.named_modules())  # in the order of construction, which is that of the forward
+        ends = [place for place, (name, _) in enumerate(modules) if any(f"{name}.".startswith(f"{n}.") for n in names)]
         if not ends:
             raise ValueError(
                 f"backbone {self.name} does not come apart at stage {last[-1]!r}, so its first stages cannot be "
                 "frozen; use frozen_stages=0"
             )
-        for _, parameter in parameters[: ends[-1] + 1]:
-            parameter.requires_grad_(False)
+        for _, module in modules[: ends[-1] + 1]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but batch norm keeps its statistics unless `norm` is "train"."""
@@ -122,8 +127,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> [B, C_l, H_l, W_l] per stride, finest first."""
-        maps = self.body(images)
-        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+        maps = list(self.body(images))
+        if self.norms:
+            if not self._channels_last:
+                maps = [m.permute(0, 2, 3, 1) for m in maps]
+            maps = [norm(m) for norm, m in zip(self.norms, maps)]
+        if self.norms or self._channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return maps
 
 
 def tiny_backbone(
