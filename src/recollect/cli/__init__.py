@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "convert-data": "write a dataset as COCO, Pascal VOC or YOLO",
     "browse": "draw what a detector will be fed",
     "demo": "train two small detectors on handwritten digits, with and without recollection",
+    "convert": "read another project's checkpoint, or write one again",
     "replay": "run a batch again whose numbers went bad",
 }
 

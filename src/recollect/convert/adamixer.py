@@ -41,3 +41,5 @@ ADAMIXER = Table(
     },
     checked="names and shapes of the full-size reference detectors; outputs of the reduced reference detectors",
 )
+
+TABLES = (ADAMIXER,)

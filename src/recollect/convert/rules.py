@@ -6,9 +6,10 @@ A table is data. It reads in both directions, and whatever it does not cover is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +25,17 @@ class ConversionError(ValueError):
 class Rule:
     """One line of a name table: `Rule("head.{s}.fc.*", "stages.{s}.to_class.*")`.
 
-    `{s}`, with any small letter, stands for a number and `*` for the rest of the name; both sides use the same ones,
-    with one exception: a number that only `theirs` has means tied copies of one tensor of ours, which must be equal.
+    `{s}`, with any small letter, stands for a number and `*` for the rest of the name. A number that only one side has
+    means that this side holds tied copies of one tensor of the other, one for every value the letter has in our names.
     A capital letter stands for one certain number, how many there are: `{S}` how many `stages.{s}.` our model has.
 
     theirs: template of their name; several mean that ours is their concatenation along `dim`, in equal parts.
     copies: further names of theirs for the same tensor, also tied.
     ours: template of our name, or None for an entry that we have no use for; `why` then says so. Such entries are kept
         beside the weights, so that the way back is complete.
-    classes: the first dimension counts classes; what `select_classes` cuts.
+    classes: the first dimension counts classes.
+    first_to_last: so many leading rows of theirs (the background class) stand last in ours. without_first: so many
+        leading rows of theirs ours does not have; on the way back they are zero.
     """
 
     theirs: str | tuple[str, ...]
@@ -41,6 +44,8 @@ class Rule:
     copies: tuple[str, ...] = ()
     why: str = ""
     classes: bool = False
+    first_to_last: int = 0
+    without_first: int = 0
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -54,11 +59,15 @@ class Table:
 
     source: the project. families: of our registry, that the table serves. marker: a template of a name that only files
     of this kind hold. rules: tried in order, the first that fits a name decides.
+    given: arguments of the entry function that all files of this kind ask for.
     options: how arguments of the entry function follow from the file: {"num_classes": ("head.0.fc.bias", 0)} reads the
-        size of dimension 0 of the first entry whose name fits; {"num_stages": ("head.{s}.", None)} counts the `{s}`.
+        size of dimension 0 of the first entry whose name fits, divided by a third number if there is one (anchors per
+        cell); {"num_stages": ("head.{s}.", None)} counts the `{s}`.
     counts: what capital letters mean: {"S": "stages.{s}.*"} makes `{S}` the number of stages of our model.
-    filled: patterns of our names that their files need not have; they are filled as a fresh model has them.
-    coco91: the class rows are COCO category ids 0..90 (and, if one row more, "no object").
+    filled: patterns of our names that their files do not have; they stay as a fresh model has them.
+    variant: whether a model of ours, given as its `state_dict(keep_vars=True)`, is what the files of this kind hold;
+        decides between tables of one source on the way back.
+    no_object: the last class row is "no object", which is not counted in `num_classes`.
     checked: what this table was verified against.
     """
 
@@ -66,10 +75,12 @@ class Table:
     families: tuple[str, ...]
     marker: str
     rules: tuple[Rule, ...]
-    options: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, tuple[str, int | None] | tuple[str, int, int]] = field(default_factory=dict)
     counts: Mapping[str, str] = field(default_factory=dict)
-    filled: tuple[str, ...] = ("*num_batches_tracked",)
-    coco91: bool = False
+    filled: tuple[str, ...] = ()
+    variant: Callable[[Mapping[str, Tensor]], bool] = lambda _: True
+    no_object: bool = False
     checked: str = ""
 
 
@@ -161,12 +172,12 @@ def _rule_of_theirs(table: Table, name: str) -> tuple[Rule, int, dict[str, str]]
     return None
 
 
-def _rule_of_ours(table: Table, name: str) -> tuple[Rule, str, dict[str, str]] | None:
-    """The rule for a name of ours, the template of ours that it follows, and the values of its placeholders."""
+def _rule_of_ours(table: Table, name: str) -> tuple[Rule, dict[str, str]] | None:
+    """The rule for a name of ours, and the values of its placeholders."""
     for rule in table.rules:
         values = None if rule.ours is None else _match(rule.ours, name)
-        if rule.ours is not None and values is not None:
-            return rule, rule.ours, values
+        if values is not None:
+            return rule, values
     return None
 
 
@@ -177,11 +188,12 @@ def to_ours(table: Table, state: Mapping[str, Tensor], expected: Mapping[str, Te
     """Rename every entry of a checkpoint, each exactly once. Values are not touched.
 
     state: their names. expected: `model.state_dict(keep_vars=True)` of our detector, on any device: shapes decide, and
-    which entries are one and the same tensor; for entries that their files need not have (`filled`), also values.
+    which entries are one and the same tensor; for entries that their files do not have (`filled`), also values.
     Raises ConversionError for entries that no rule covers, that our model lacks, that are missing, that differ in
     shape, or that are tied in our model and differ in the file.
     """
     table = bind(table, expected)
+    numbers = _numbers(table, expected)
     pieces: dict[str, list[Tensor | None]] = {}
     dims: dict[str, int] = {}
     unused: dict[str, Tensor] = {}
@@ -195,14 +207,17 @@ def to_ours(table: Table, state: Mapping[str, Tensor], expected: Mapping[str, Te
         if rule.ours is None:
             unused[name] = value
             continue
-        ours = _fill(rule.ours, values)
-        slots = pieces.setdefault(ours, [None] * len(rule.parts))
-        dims[ours] = rule.dim
-        before = slots[part]
-        if before is None:
-            slots[part] = value
-        elif not _same(before, value):
-            faults.append(f"{name}: differs from another entry for {ours}, which is one tensor of ours")
+        if rule.first_to_last or rule.without_first:
+            value = value[rule.without_first :].roll(-rule.first_to_last, 0)
+        for full in _copies(values, sorted(_letters(rule.ours) - set(values)), numbers):
+            ours = _fill(rule.ours, full)
+            slots = pieces.setdefault(ours, [None] * len(rule.parts))
+            dims[ours] = rule.dim
+            before = slots[part]
+            if before is None:
+                slots[part] = value
+            elif not _same(before, value):
+                faults.append(f"{name}: differs from another entry for {ours}, which is one tensor of ours")
     result: dict[str, Tensor] = {}
     for ours, slots in pieces.items():
         whole = [s for s in slots if s is not None]
@@ -274,15 +289,19 @@ def to_theirs(
     result: dict[str, Tensor] = {}
     faults: list[str] = []
     for name, value in state.items():
+        if any(fits(pattern, name) for pattern in table.filled):
+            continue
         found = _rule_of_ours(table, name)
         if found is None:
-            if not any(fits(pattern, name) for pattern in table.filled):
-                faults.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
+            faults.append(f"{name} {_shape(value)}: no rule of the table {table.source!r} covers it")
             continue
-        rule, ours, values = found
+        rule, values = found
+        if rule.first_to_last or rule.without_first:
+            absent = value.new_zeros(rule.without_first, *value.shape[1:])
+            value = torch.cat((absent, value.roll(rule.first_to_last, 0)))
         chunks = value.chunk(len(rule.parts), rule.dim) if len(rule.parts) > 1 else (value,)
         for template, chunk in (*zip(rule.parts, chunks), *((copy, value) for copy in rule.copies)):
-            for full in _copies(values, sorted(_letters(template) - _letters(ours)), numbers):
+            for full in _copies(values, sorted(_letters(template) - set(values)), numbers):
                 result[_fill(template, full)] = chunk
     if faults:
         raise ConversionError(listing(faults))
@@ -294,7 +313,7 @@ def _numbers(table: Table, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
     values: dict[str, set[str]] = {}
     for name in state:
         found = _rule_of_ours(table, name)
-        for letter, value in (found[2] if found else {}).items():
+        for letter, value in (found[1] if found else {}).items():
             if letter != "rest":
                 values.setdefault(letter, set()).add(value)
     return {letter: sorted(found, key=int) for letter, found in values.items()}
@@ -312,10 +331,21 @@ def _copies(values: dict[str, str], letters: list[str], numbers: Mapping[str, li
 # --- What a file says about the model
 
 
+def renamed(table: Table, name: str) -> str | None:
+    """Our name for one of theirs, or None."""
+    found = _rule_of_theirs(table, name)
+    return None if found is None or found[0].ours is None else _fill(found[0].ours, found[2])
+
+
+def class_entries(table: Table, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of theirs whose first dimension counts classes."""
+    return [name for name in state if (found := _rule_of_theirs(table, name)) is not None and found[0].classes]
+
+
 def read_options(table: Table, state: Mapping[str, Tensor]) -> dict[str, int]:
     """Arguments of the entry function that follow from the shapes and names in a file; see `Table.options`."""
     options: dict[str, int] = {}
-    for option, (template, dim) in table.options.items():
+    for option, (template, dim, *per) in table.options.items():
         names = [name for name in state if fits(template, name)]
         if not names:
             continue
@@ -323,5 +353,6 @@ def read_options(table: Table, state: Mapping[str, Tensor]) -> dict[str, int]:
             (letter,) = _letters(template)
             options[option] = len({(_match(template, name) or {})[letter] for name in names})
         else:
-            options[option] = int(state[names[0]].shape[dim])
+            less = 1 if option == "num_classes" and table.no_object else 0
+            options[option] = int(state[names[0]].shape[dim]) // (per[0] if per else 1) - less
     return options
