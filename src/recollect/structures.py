@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -148,12 +149,12 @@ class ImageBatch:
             height, width = padded_size
             if any(h > height or w > width for h, w in sizes):
                 raise ValueError(f"an image of {max(sizes)} pixels does not fit the padded size {padded_size}")
-        tensors = mean.new_zeros(len(images), 3, height, width)
-        for slot, image, (h, w) in zip(tensors, images, sizes):
+        padded = []  # not written in place into one tensor, which a traced export would lose
+        for image, (h, w) in zip(images, sizes):
             pixels = image.to(mean.device, non_blocking=True)
             pixels = pixels.to(mean.dtype) / 255 if image.dtype == torch.uint8 else pixels.to(mean.dtype)
-            slot[:, :h, :w] = (pixels - mean[:, None, None]) / std[:, None, None]
-        return ImageBatch(tensors, sizes)
+            padded.append(F.pad((pixels - mean[:, None, None]) / std[:, None, None], (0, width - w, 0, height - h)))
+        return ImageBatch(torch.stack(padded), sizes)
 
     @property
     def padded_size(self) -> tuple[int, int]:
