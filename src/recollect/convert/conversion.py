@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from recollect.convert import adamixer, coco, dab_detr, deformable_detr, detr, sparse_rcnn, two_stage
+from recollect.convert import adamixer, coco, dab_detr, deformable_detr, dense, detr, sparse_rcnn, two_stage
 from recollect.convert.checkpoint import Checkpoint, read_checkpoint
 from recollect.convert.rules import ConversionError, Table, class_entries, fits, read_options, to_ours, to_theirs
 from recollect.convert.weights import model_from_weights, save_weights
@@ -24,6 +24,7 @@ TABLES: tuple[Table, ...] = (
     *detr.TABLES,
     *dab_detr.TABLES,
     *sparse_rcnn.TABLES,
+    *dense.TABLES,
     *two_stage.TABLES,
 )
 Coco91 = Literal["cut", "keep"]
@@ -93,7 +94,8 @@ def convert(
     table = find_table(entry, read, source)
     notes = [*read.notes, f"read as {table.source}; this table was checked against: {table.checked}"]
     state, gone = dict(read.state), {}
-    chosen = {**table.given, **read_options(table, state), **(options or {})}
+    found = {name: value for name, value in read_options(table, state).items() if name in entry.options}
+    chosen = {**table.given, **found, **(options or {})}
     if chosen.get("num_classes") == coco.ROWS and class_entries(table, state):
         if coco91 is None:
             raise ValueError(
@@ -108,7 +110,6 @@ def convert(
             )
     elif coco91 == "cut":
         raise ValueError(f"{read.path}: its class head has no {coco.ROWS} rows to cut, but {chosen.get('num_classes')}")
-    chosen = {name: value for name, value in chosen.items() if name in entry.options}
     built = create_model(model, **chosen)
     try:
         converted = to_ours(table, state, built.state_dict(keep_vars=True))
