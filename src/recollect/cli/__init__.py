@@ -18,6 +18,8 @@ VERBS: dict[str, str] = {
     "train": "train a detector on your images",
     "eval": "measure a trained detector, or a file of predictions",
     "predict": "find objects in images",
+    "analyze": "see why a detector errs, decoder stage by decoder stage",
+    "plot": "draw loss and AP curves of runs",
     "check": "examine a dataset before you train on it, and mend a copy",
     "convert-data": "write a dataset as COCO, Pascal VOC or YOLO",
     "browse": "draw what a detector will be fed",
