@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Sequence
@@ -52,3 +53,18 @@ def explain_out_of_memory(
         f"(same total batch in more, smaller passes); --checkpointing (recomputes the decoder; a third more time) or "
         f"--recollection.start 2 or more (fewer passes); a smaller --size. torch said: {first}"
     )
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc keep the memory that a training step frees, instead of handing it back and faulting it in again.
+
+    Each step allocates the same large blocks; returning them to the system each time costs a CPU training over a tenth
+    of its time. Nothing happens where there is no glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)

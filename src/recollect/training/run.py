@@ -29,6 +29,7 @@ from recollect.training.checkpoint import latest_checkpoint
 from recollect.training.keeper import WEIGHTS, RunKeeper
 from recollect.training.log import ProgressLine
 from recollect.training.loggers import make_loggers
+from recollect.training.memory import reuse_freed_memory
 from recollect.training.module import TrainingModule
 from recollect.training.optimiser import total_steps, warmup_steps
 from recollect.training.pictures import draw_samples
@@ -133,6 +134,7 @@ def fit(
                       state["standing"]["best"], None)  # fmt: skip
 
     pl.seed_everything(recipe.seed, verbose=False)
+    reuse_freed_memory()
     model = build_model(recipe, len(train.names))
     if settings.checkpointing:
         model.checkpointing = True  # type: ignore[assignment]
