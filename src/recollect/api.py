@@ -15,9 +15,18 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from recollect.convert.weights import model_from_weights
-from recollect.data import evaluation_loader, evaluation_transform, open_dataset, read_image
+from recollect.data import (
+    DetectionDataset,
+    evaluation_loader,
+    evaluation_transform,
+    open_dataset,
+    read_image,
+    with_proposals,
+)
 from recollect.data.transforms import resized
+from recollect.ops.masks import paste_masks
 from recollect.recipe import Recipe
+from recollect.registry import model_entry
 from recollect.structures import Detections
 
 if TYPE_CHECKING:
@@ -84,6 +93,12 @@ class Detector:
             keep = one["scores"].float().cpu() >= threshold
             scale = torch.tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]]).repeat(2)
             masks = one.get("masks")
+            if masks is not None:
+                masks = _resize_masks(masks.cpu()[keep], size)
+            elif "roi_masks" in one:  # only what passed the threshold becomes bitmaps
+                masks = paste_masks(
+                    one["roi_masks"].float().cpu()[keep], (one["boxes"].float().cpu() * scale)[keep], size
+                )
             results.append(
                 Detections(
                     boxes=(one["boxes"].float().cpu() * scale)[keep],
@@ -91,7 +106,7 @@ class Detector:
                     labels=one["labels"].cpu()[keep],
                     classes=self.names,
                     size=size,
-                    masks=None if masks is None else _resize_masks(masks.cpu()[keep], size),
+                    masks=masks,
                     path=str(picture) if isinstance(picture, str | Path) else None,
                 )
             )
@@ -159,7 +174,7 @@ def train_with(model: str | None, options: Any, callbacks: Sequence[Any] = ()) -
             what = ", ".join(fixed) or f"the detector ({recipe.model})"
             raise ValueError(f"a resumed run goes on as it began: {what} cannot be changed; start a new run instead")
         described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        source = {k: source[k] or v for k, v in described["source"].items()}
+        source = {k: value or described["source"].get(k) for k, value in source.items()}
         changes = {k: v for k, v in options.given().items() if k in described["settings"]}
         settings = Settings.from_json({**described["settings"], **changes, "out": str(folder)})
     else:
@@ -172,10 +187,11 @@ def train_with(model: str | None, options: Any, callbacks: Sequence[Any] = ()) -
         os.environ[OUT_VARIABLE] = str(folder)
         settings = options.settings(folder)
     try:
-        train_set = open_dataset(source["data"], "train", images=source["images"])
+        kind = {"images": source["images"], "proposals": source["proposals"]}
+        train_set = _open(source["data"], "train", masks=learns_masks(recipe), **kind)
         val_set = None
         if source["val"] != "none":
-            val_set = open_dataset(source["val"] or source["data"], "val", images=source["images"])
+            val_set = _open(source["val"] or source["data"], "val", **kind)
         return fit(
             recipe, train_set, val_set, settings, resume=options.resume is not None, callbacks=callbacks, source=source
         )
@@ -191,28 +207,54 @@ def evaluate(
     stages: bool = False,
     batch: int = 1,
     max_detections: int = 100,
+    masks: bool = False,
+    proposals: str | Path | None = None,
     device: str | None = None,
     progress: Any = None,
 ) -> CocoMetrics:
     """COCO metrics of a trained detector on a split of a dataset.
 
-    stages: also of every decoder stage alone. ValueError if the dataset's classes are not the detector's.
+    stages: also of every decoder stage alone. max_detections: that count per image and class; where that is more than
+    the detector keeps per image, it is made to keep as many. masks: score masks instead of boxes. proposals: for Fast
+    R-CNN, a file of them. ValueError if the dataset's classes are not the detector's.
     """
     from recollect.evaluation import evaluate_model
 
     detector = run if isinstance(run, Detector) else load(run, device)
-    dataset = open_dataset(data, split)
+    if masks and not getattr(detector.model, "needs_masks", False):
+        raise ValueError(f"{detector.card['model']} finds no masks; score its boxes, without masks=True (--masks)")
+    dataset = _open(data, split, masks=masks, proposals=proposals)
     if tuple(dataset.names) != detector.names:
         raise ValueError(
             f"the detector knows {len(detector.names)} classes ({_some(detector.names)}), {data} has "
             f"{len(dataset.names)} ({_some(dataset.names)}): they must be the same, in the same order"
         )
     dataset = dataset.with_transform(evaluation_transform(detector.recipe.data))
+    dataset.masks = False  # the truth holds them; decoding them image by image would be in vain
     loader = evaluation_loader(dataset, batch, workers=0 if detector.device.type == "cpu" else None)
+    if getattr(detector.model, "num_detections", max_detections) < max_detections:
+        detector.model.num_detections = max_detections  # type: ignore[assignment]
     return evaluate_model(
         detector.model, loader, dataset, device=detector.device, stages=stages, max_detections=max_detections,
-        progress=progress,
+        iou_type="segm" if masks else "bbox", progress=progress,
     )  # fmt: skip
+
+
+def learns_masks(recipe: Recipe) -> bool:
+    """Whether the recipe's detector learns instance masks, so that its targets must hold some."""
+    return model_entry(recipe.model).masks or bool(recipe.options.get("masks"))
+
+
+def _open(
+    data: str | Path,
+    split: str,
+    *,
+    images: str | Path | None = None,
+    masks: bool = False,
+    proposals: str | Path | None = None,
+) -> DetectionDataset:
+    dataset = open_dataset(data, split, images=images, masks=masks)
+    return dataset if proposals is None else with_proposals(dataset, proposals)
 
 
 def to_tensor(picture: Picture) -> Tensor:

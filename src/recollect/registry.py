@@ -38,6 +38,7 @@ class ModelEntry:
     staged: bool  # has a staged query decoder, so recollection applies
     published: Published | None = None
     like: Callable[..., nn.Module] | None = None  # the entry function whose further options this one passes on
+    masks: bool = False  # learns instance masks, so its targets must hold some
 
     @property
     def recollects(self) -> bool:
@@ -72,6 +73,7 @@ def register(
     staged: bool = False,
     published: Published | None = None,
     like: Callable[..., nn.Module] | None = None,
+    masks: bool = False,
 ) -> Callable[[Build], Build]:
     """Register an entry function under its own name; a second function of that name is refused."""
 
@@ -79,7 +81,7 @@ def register(
         name = build.__name__
         if name in _ENTRIES:
             raise ValueError(f"a detector named {name!r} is already registered, by {_ENTRIES[name].build.__module__}")
-        _ENTRIES[name] = ModelEntry(name, build, recipe, family, paper, staged, published, like)
+        _ENTRIES[name] = ModelEntry(name, build, recipe, family, paper, staged, published, like, masks)
         return build
 
     return add

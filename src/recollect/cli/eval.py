@@ -34,7 +34,11 @@ class Arguments:
     batch: int = 1
     """Images per pass."""
     max_detections: int = 100
-    """Detections that count per image and class."""
+    """Detections that count per image and class; the detector keeps as many per image."""
+    masks: bool = False
+    """Score masks instead of boxes."""
+    proposals: Path | None = None
+    """Proposals for Fast R-CNN: a file that `recollect predict RPN_RUN IMAGES --proposals FILE` wrote."""
 
 
 def run(arguments: Arguments) -> int:
@@ -58,6 +62,7 @@ def _metrics(arguments: Arguments, console: Console) -> CocoMetrics:
             read_json(arguments.truth, dict, "a COCO ground truth"),
             read_json(arguments.predictions, list, "a list of COCO results"),
             max_detections=arguments.max_detections,
+            iou_type="segm" if arguments.masks else "bbox",
         )
     if arguments.run is None or arguments.data is None:
         raise ValueError("give a run and --data DIR, or --predictions FILE and --truth FILE")
@@ -66,7 +71,7 @@ def _metrics(arguments: Arguments, console: Console) -> CocoMetrics:
     with console.status("evaluating") as status:
         return evaluate(
             arguments.run, arguments.data, split=arguments.split, stages=arguments.stages, batch=arguments.batch,
-            max_detections=arguments.max_detections,
+            max_detections=arguments.max_detections, masks=arguments.masks, proposals=arguments.proposals,
             progress=lambda done, total: status.update(f"evaluating: {done} of {total} images"),
         )  # fmt: skip
 

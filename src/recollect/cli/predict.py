@@ -11,6 +11,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from recollect.registry import model_entry
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -28,6 +30,8 @@ class Arguments:
     """File for what was found: one object per image."""
     threshold: float = 0.3
     """Only detections with at least this score."""
+    proposals: Path | None = None
+    """File for all boxes of every image whatever their score, for Fast R-CNN: run must be an RPN's."""
     batch: int = 1
     """Images per pass."""
     device: str | None = None
@@ -37,6 +41,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Predict, print a line per image, write what was asked for."""
     from recollect.api import load
+    from recollect.data import write_proposals
 
     files = find_images(arguments.images)
     if not 0 <= arguments.threshold <= 1:
@@ -46,10 +51,16 @@ def run(arguments: Arguments) -> int:
     if arguments.draw is not None:
         arguments.draw.mkdir(parents=True, exist_ok=True)
     targets = drawing_names(files)
-    records = []
-    found = detector.stream(files, arguments.threshold, batch=arguments.batch)
+    records, proposals = [], {}
+    if arguments.proposals is not None:
+        check_proposals(detector.card["model"], files)
+    least = arguments.threshold if arguments.proposals is None else 0.0
+    found = detector.stream(files, least, batch=arguments.batch)
     bar = Console(stderr=True)
     for file, detections in zip(files, track(found, "predicting", len(files), console=bar, disable=len(files) < 2)):
+        if arguments.proposals is not None:
+            proposals[file.name] = (detections.boxes, detections.scores)
+            detections = detections.filter(arguments.threshold)
         kinds = Counter(detections.names)
         what = ", ".join(f"{count} {name}" for name, count in kinds.most_common()) or "nothing"
         console.print(f"{file}: {what}", markup=False, soft_wrap=True)
@@ -60,7 +71,19 @@ def run(arguments: Arguments) -> int:
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    if arguments.proposals is not None:
+        write_proposals(arguments.proposals, proposals)
     return 0
+
+
+def check_proposals(model: str, files: list[Path]) -> None:
+    """Proposals are stored by file name and come from an RPN; ValueError if either cannot be."""
+    if model_entry(model).family != "RPN":
+        raise ValueError(f"--proposals: {model} makes no proposals; train rpn_r50_fpn or another RPN for them")
+    counts = Counter(file.name for file in files)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"--proposals: two images are named {twice[0]}, but proposals are stored by file name")
 
 
 def find_images(places: tuple[Path, ...]) -> list[Path]:

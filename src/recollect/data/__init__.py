@@ -8,6 +8,7 @@ from recollect.data.findings import DataError, Finding
 from recollect.data.images import image_size, read_image
 from recollect.data.loading import choose_workers, collate, evaluation_loader, training_loader
 from recollect.data.opening import open_dataset
+from recollect.data.proposals import with_proposals, write_proposals
 from recollect.data.sampling import concatenate, epoch_order, only_classes, repeat_rare, shapes, take
 from recollect.data.transforms import evaluation_transform, training_transform
 
@@ -33,4 +34,6 @@ __all__ = [
     "take",
     "training_loader",
     "training_transform",
+    "with_proposals",
+    "write_proposals",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.annotations = annotations
         self.transform = transform
         self.masks = masks
+        self.proposals: Mapping[str, Tensor] | None = None  # boxes by name of the image file; see data.proposals
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -58,7 +59,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 f"{declared[1]}x{declared[0]} declared in {self.annotations.source(index)}, {size[1]}x{size[0]} read"
             )
             raise DataError(str(Finding("size-wrong", str(self.file(index)), value)))
-        return tv_tensors.Image(image), self.target(index, size)
+        target = self.target(index, size)
+        if self.proposals is not None:
+            target["proposals"] = boxes_of(self.proposals[self.file(index).name], size)
+        return tv_tensors.Image(image), target
 
     def target(self, index: int, size: tuple[int, int]) -> Target:
         """What is known of image `index`, without reading it; size (h, w) is its own."""

@@ -91,13 +91,14 @@ def cascade_rcnn_r50_fpn_2x(num_classes: int = 80, **options: Any) -> TwoStageDe
     paper=PAPER,
     published=Published(41.2, "MMDetection 2.x model zoo: R50-FPN, 1x; mask AP 35.9"),
     like=cascade_rcnn_r50_fpn,
+    masks=True,
 )
 def cascade_mask_rcnn_r50_fpn(num_classes: int = 80, **options: Any) -> TwoStageDetector:
     """Cascade R-CNN with a mask head in every stage."""
     return cascade_rcnn_r50_fpn(num_classes, **{"masks": True, **options})
 
 
-@register(two_stage_2x, family="Cascade R-CNN", paper=PAPER, like=cascade_rcnn_r50_fpn)
+@register(two_stage_2x, family="Cascade R-CNN", paper=PAPER, like=cascade_rcnn_r50_fpn, masks=True)
 def cascade_mask_rcnn_r50_fpn_2x(num_classes: int = 80, **options: Any) -> TwoStageDetector:
     """Cascade Mask R-CNN R50-FPN on the 24-epoch schedule."""
     return cascade_mask_rcnn_r50_fpn(num_classes, **options)
@@ -120,7 +121,7 @@ def cascade_rcnn_tiny(
     return TwoStageDetector(body, neck, tiny_rpn_head(), roi)
 
 
-@register(two_stage_tiny, family="Cascade R-CNN", paper=PAPER, like=cascade_rcnn_tiny)
+@register(two_stage_tiny, family="Cascade R-CNN", paper=PAPER, like=cascade_rcnn_tiny, masks=True)
 def cascade_mask_rcnn_tiny(num_classes: int = 10, **options: Any) -> TwoStageDetector:
     """The tiny cascade with masks."""
     return cascade_rcnn_tiny(num_classes, **{"masks": True, **options})

@@ -43,6 +43,7 @@ ASSIGNER = MaxIoUAssigner(0.5, 0.5, min_positive=0.5, low_quality=True)
     family="Mask R-CNN",
     paper=PAPER,
     published=Published(38.2, "MMDetection 2.x model zoo: R50-FPN, 1x; mask AP 34.7"),
+    masks=True,
 )
 def mask_rcnn_r50_fpn(
     num_classes: int = 80,
@@ -63,13 +64,13 @@ def mask_rcnn_r50_fpn(
     return TwoStageDetector(body, neck, torchvision_rpn() if torchvision else RPNHead(), roi)
 
 
-@register(two_stage_2x, family="Mask R-CNN", paper=PAPER, like=mask_rcnn_r50_fpn)
+@register(two_stage_2x, family="Mask R-CNN", paper=PAPER, like=mask_rcnn_r50_fpn, masks=True)
 def mask_rcnn_r50_fpn_2x(num_classes: int = 80, **options: Any) -> TwoStageDetector:
     """Mask R-CNN R50-FPN on the 24-epoch schedule."""
     return mask_rcnn_r50_fpn(num_classes, **options)
 
 
-@register(two_stage_1x, family="Mask R-CNN", paper=PAPER)
+@register(two_stage_1x, family="Mask R-CNN", paper=PAPER, masks=True)
 def mask_rcnn_r50_c4(
     num_classes: int = 80,
     *,
@@ -85,7 +86,7 @@ def mask_rcnn_r50_c4(
     return TwoStageDetector(body, nn.Identity(), one_map_rpn(wide, wide), RoIHead([stage], num_classes, shared))
 
 
-@register(two_stage_tiny, family="Mask R-CNN", paper=PAPER)
+@register(two_stage_tiny, family="Mask R-CNN", paper=PAPER, masks=True)
 def mask_rcnn_tiny(
     num_classes: int = 10,
     *,

@@ -133,7 +133,7 @@ class RoIHead(nn.Module):
     # --- Inference
 
     def detections(self, maps: Maps, proposals: Sequence[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Per image `boxes`, `scores`, `labels`; with mask heads also `roi_masks` [n, M, M], probabilities in the box."""
+        """Per image `boxes`, `scores`, `labels`; with mask heads `roi_masks` [n, M, M], probabilities in the box."""
         boxes, total, logits, deltas = list(proposals), None, None, None
         counts = [len(b) for b in boxes]
         for index, stage in enumerate(self.stages):

@@ -89,7 +89,8 @@ class TwoStageDetector(nn.Module):
                 )
             boxes = target["proposals"].as_subclass(Tensor).to(maps[0].device).reshape(-1, 4)
             limit = boxes.new_tensor([size[1], size[0]]).repeat(2)
-            found.append(full_precision(boxes).clamp(min=0).minimum(limit))
+            boxes = full_precision(boxes).clamp(min=0).minimum(limit)
+            found.append(boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)])  # a crop may leave nothing of some
         return {}, found
 
     def collate(self, images: Sequence[Tensor], padded_size: tuple[int, int] | None = None) -> ImageBatch:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recollect.ops.masks import encode_roi_masks
 from recollect.structures import Target
 
 
@@ -20,7 +21,8 @@ def coco_results(
     """Detections of some images as COCO results, in the pixels of the image files and with the source's category ids.
 
     detections: per image `boxes` [n, 4] xyxy in the pixels of the image that the model was given, `scores`, `labels`,
-        optionally `masks` [n, H, W] of that image's size (bool, or probabilities, which are cut at 0.5).
+        optionally `masks` [n, H, W] of that image's size (bool, or probabilities, which are cut at 0.5), or `roi_masks`
+        [n, M, M], probabilities over each box, which are put into the file's pixels one after the other.
     targets: per image `image_id`, `original_size` (h, w) of the file and `fed_size` (h, w) of what the model was given.
     category_ids: the source's id of every label.
     """
@@ -41,7 +43,11 @@ def coco_results(
             {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
             for label, box, score in zip(labels, boxes.tolist(), found["scores"].double().tolist())
         ]
-        if "masks" in found:
+        if "roi_masks" in found:
+            codes = encode_roi_masks(found["roi_masks"], to_original(found["boxes"], target), (height, width))
+            for row, code in zip(rows, codes):
+                row["segmentation"] = code
+        elif "masks" in found:
             for row, mask in zip(rows, found["masks"]):
                 row["segmentation"] = encode_mask(mask, (height, width))
         results += rows

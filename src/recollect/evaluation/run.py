@@ -97,7 +97,12 @@ def predict_coco(
     with evaluating(model):
         for images, targets in loader:
             pictures = [image.to(device, non_blocking=True) for image in images]
-            per_stage = model.stage_detections(pictures) if stages else [model(pictures)]  # type: ignore[operator]
+            if stages:
+                per_stage = model.stage_detections(pictures)  # type: ignore[operator]
+            elif getattr(model, "needs_proposals", False):
+                per_stage = [model(pictures, targets)]
+            else:
+                per_stage = [model(pictures)]
             for place, (image, target) in enumerate(zip(images, targets)):
                 target = {"fed_size": tuple(image.shape[-2:]), **target}
                 found.setdefault(

@@ -17,6 +17,7 @@ MAY_CHANGE = {
     "data",
     "val",
     "images",
+    "proposals",
     "resume",
     "devices",
     "nodes",
@@ -59,6 +60,8 @@ class Options:
     """Validation set; by default the `val` split of --data; "none" trains without."""
     images: str | None = None
     """Folder of the pictures, where it is not found by itself."""
+    proposals: str | None = None
+    """Proposals for Fast R-CNN: a file that `recollect predict RPN_RUN IMAGES --proposals FILE` wrote."""
 
     epochs: int | None = None
     """How often every image is seen."""
@@ -173,7 +176,7 @@ class Options:
 
     def source(self) -> dict[str, Any]:
         """Where the data is, for `run.json`."""
-        return {"data": self.data, "val": self.val, "images": self.images}
+        return {"data": self.data, "val": self.val, "images": self.images, "proposals": self.proposals}
 
     def given(self) -> dict[str, Any]:
         """What differs from the defaults."""
