@@ -30,6 +30,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float)
 
     boxes: [n, 4] xyxy. scores: [n]. groups: [n] ints, for example class or level; boxes of two groups never meet.
     """
+    if torch.jit.is_tracing():  # torchvision then takes the largest coordinate, and there may be no box
+        reach = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max() + 1
+        return torchvision.ops.nms(boxes + (groups.to(boxes) * reach)[:, None], scores, threshold)
     return torchvision.ops.batched_nms(boxes, scores, groups, threshold)
 
 
