@@ -25,7 +25,7 @@ class Size:
 
     train: int = 4000
     val: int = 200
-    steps: int = 1000
+    steps: int = 800
 
 
 QUICK = Size(24, 8, 6)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recollect.data.findings import Finding
+from recollect.data.findings import DataError, Finding
 from recollect.data.masks import Segmentations
 
 TRUNCATED, DIFFICULT = 1, 2
@@ -39,6 +39,9 @@ class PackedStrings(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.buffer[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+
+NAMED_BY_ANNOTATIONS = ("coco", "voc")  # YOLO's data.yaml says itself where its folders are
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,12 @@ class Annotations:
         return len(self.ids)
 
     def path(self, image: int) -> Path:
-        """The image file."""
-        return self.folder / self.paths[image]
+        """The image file. DataError if an annotation file of COCO or VOC names one outside the images' folder."""
+        name = self.paths[image]
+        strange = name.startswith(("/", "\\")) or ":" in name.split("/")[0] or ".." in name.split("/")
+        if strange and self.format in NAMED_BY_ANNOTATIONS:
+            raise DataError(f"{self.source(image)}: file name {name!r} leaves the images' folder {self.folder}")
+        return self.folder / name
 
     def source(self, image: int) -> str:
         """The file that annotates the image."""

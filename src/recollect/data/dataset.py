@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from recollect.data.annotations import Annotations
+from recollect.data.annotations import NAMED_BY_ANNOTATIONS, Annotations
 from recollect.data.coco import to_coco
 from recollect.data.findings import DataError, Finding
 from recollect.data.images import image_size, read_image
@@ -51,7 +51,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a dataset of {len(self)} images")
         index = int(index) % len(self)
-        image = read_image(self.file(index))
+        image = read_image(self._inside(index))
         size = (int(image.shape[1]), int(image.shape[2]))
         declared = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
         if min(declared) > 0 and declared != size:
@@ -63,6 +63,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if self.proposals is not None:
             target["proposals"] = boxes_of(self.proposals[self.file(index).name], size)
         return tv_tensors.Image(image), target
+
+    def _inside(self, index: int) -> Path:
+        """The image file; DataError if it is a link that leads out of the images' folder."""
+        file = self.file(index)
+        if self.annotations.format in NAMED_BY_ANNOTATIONS:
+            real, folder = file.resolve(), self.annotations.folder.resolve()
+            if not real.is_relative_to(folder):
+                raise DataError(f"{file} is a link that leaves the images' folder {folder}: copy the file there")
+        return file
 
     def target(self, index: int, size: tuple[int, int]) -> Target:
         """What is known of image `index`, without reading it; size (h, w) is its own."""
