@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Half the cores' worth of test processes, one torch thread each, is the fastest mix on small machines.
+# One test process per core, each with one torch thread.
 WORKERS ?= auto
 
-.PHONY: demo test check lint types fast house bench clean
+.PHONY: demo test check lint types fast clean
 
 demo: $(VENV)/.ready
 	$(BIN)/recollect demo
@@ -24,9 +24,6 @@ types: $(VENV)/.ready
 
 fast: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q
-
-bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("recollect needs Python 3.11 or newer; say make PYTHON=python3.12, for example")'
