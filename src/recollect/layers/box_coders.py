@@ -69,17 +69,52 @@ class DistanceBoxCoder:
     """Distances from the prior's centre to the box's left, top, right and bottom side (FCOS), in pixels.
 
     A head that regresses strides multiplies before it decodes.
+    relative: distances are in units of so many widths (left, right) or heights (top, bottom) of the prior instead, one
+        factor or one per side (FSAF); None for pixels.
     """
+
+    relative: float | Sequence[float] | None = None
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         """[..., 4], [..., 4] -> l, t, r, b [..., 4]; negative where the centre is outside the box."""
         centre = (priors[..., :2] + priors[..., 2:]) / 2
-        return torch.cat((centre - boxes[..., :2], boxes[..., 2:] - centre), -1)
+        return torch.cat((centre - boxes[..., :2], boxes[..., 2:] - centre), -1) / self._unit(priors)
 
     def decode(self, priors: Tensor, values: Tensor, max_size: Size = None) -> Tensor:
         """[..., 4], [..., 4] -> boxes [..., 4]."""
         centre = (priors[..., :2] + priors[..., 2:]) / 2
+        values = values * self._unit(priors)
         return clip(torch.cat((centre - values[..., :2], centre + values[..., 2:]), -1), max_size)
+
+    def _unit(self, priors: Tensor) -> Tensor | float:
+        if self.relative is None:
+            return 1.0
+        size = priors[..., 2:] - priors[..., :2]
+        return torch.cat((size, size), -1) * priors.new_tensor(self.relative)
+
+
+@dataclass(frozen=True)
+class YOLOBoxCoder:
+    """Centre as a place within the cell around the prior's centre (0..1, after a sigmoid), and log of the size ratio.
+
+    stride: pixels per cell.
+    """
+
+    stride: float
+    eps: float = 1e-6
+
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """[..., 4], [..., 4] -> x, y in 0..1, log of width and height ratios [..., 4]."""
+        prior, box = xyxy_to_cxcywh(priors), xyxy_to_cxcywh(boxes)
+        place = (box[..., :2] - prior[..., :2]) / self.stride + 0.5
+        growth = (box[..., 2:] / prior[..., 2:]).clamp(min=self.eps).log()
+        return torch.cat((place.clamp(self.eps, 1 - self.eps), growth), -1)
+
+    def decode(self, priors: Tensor, values: Tensor, max_size: Size = None) -> Tensor:
+        """[..., 4], [..., 4] -> boxes [..., 4]."""
+        prior = xyxy_to_cxcywh(priors)
+        centre = prior[..., :2] + (values[..., :2] - 0.5) * self.stride
+        return clip(cxcywh_to_xyxy(torch.cat((centre, prior[..., 2:] * values[..., 2:].exp()), -1)), max_size)
 
 
 def expected_bin(logits: Tensor, sides: int = 4) -> Tensor:
