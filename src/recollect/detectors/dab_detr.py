@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from recollect.backbones import Backbone, tiny_backbone
 from recollect.decoding import Recollection
-from recollect.detectors.staged import Encoded, StagedDetector, recollecting
+from recollect.detectors.staged import Encoded, StagedDetector, detr_data, recollecting
 from recollect.layers.position import sine_encoding
 from recollect.layers.transformer import EncodedImage, FeedForward, ImageEncoder, mlp, xavier_
 from recollect.losses import FocalClassification, SetCriterion
@@ -222,7 +222,7 @@ def _build(
 def dab_detr_50e() -> Recipe:
     """50 epochs, batch 16, the DETR crop policy."""
     return Recipe(
-        data=Data(Resize(tuple(range(480, 801, 32)), 1333), crop=True, crop_resize=Resize((400, 500, 600), 4200)),
+        data=detr_data(),
         optimiser=Optimiser(lr=1e-4, batch=16, weight_decay=1e-4, clip_norm=0.1, scales=(("backbone.", 0.1),)),
         schedule=Schedule(epochs=50, drops=(40 / 50,), warmup_steps=0),
         batch=16,

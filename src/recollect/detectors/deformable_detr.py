@@ -6,12 +6,10 @@ CVPR 2023, arXiv 2212.07593). Official code: fundamentalvision/Deformable-DETR; 
 MMDetection 2.x version in Fangyi-Chen/SQR, which differs in the neck's missing bias and the sine encoding's offset.
 This file is our own.
 
-Published COCO val2017 box AP, R50, 50 epochs, 300 queries: plain 44.5, with refinement 46.2, two-stage 46.9;
-SQR on the plain one 45.8.
+Published COCO val2017 box AP, R50, 50 epochs, 300 queries: plain 44.5, refinement 46.2, two-stage 46.9; SQR 45.8.
 
-Choices the papers leave open: with recollection every group carries its own reference boxes, which the SQR code never
-supported; the first stage alone gives the learned reference points a gradient, later ones read them detached where
-boxes are refined, as they do every other box.
+With recollection every group carries its own reference boxes, which the SQR code never supported. The first stage alone
+gives the learned reference points a gradient where boxes are refined; later stages detach every box they read.
 Quirks kept for parity:
 - the two-stage encoder scores with as many classes as the decoder, but learns only class 0, as "an object";
 - cells whose proposal is padded or too near the border keep a constant score and the box (1, 1, 1, 1);
@@ -35,7 +33,7 @@ from torch import Tensor, nn
 
 from recollect.backbones import Backbone, tiny_backbone
 from recollect.decoding import Recollection
-from recollect.detectors.staged import Encoded, StagedDetector, recollecting
+from recollect.detectors.staged import Encoded, StagedDetector, detr_data, recollecting
 from recollect.layers.deformable import DeformableAttention, DeformableEncoder, Pyramid
 from recollect.layers.necks import ChannelMapper
 from recollect.layers.position import sine_encoding
@@ -253,7 +251,7 @@ def deformable_detr_50e() -> Recipe:
     """50 epochs, batch 32, the DETR crop policy."""
     slow = (("backbone.", 0.1), ("sampling_offsets.", 0.1), ("reference_points.", 0.1))
     return Recipe(
-        data=Data(Resize(tuple(range(480, 801, 32)), 1333), crop=True, crop_resize=Resize((400, 500, 600), 4200)),
+        data=detr_data(),
         optimiser=Optimiser(lr=2e-4, batch=32, weight_decay=1e-4, clip_norm=0.1, scales=slow),
         schedule=Schedule(epochs=50, drops=(40 / 50,), warmup_steps=0),
         batch=32,
@@ -269,11 +267,10 @@ def tiny_recipe() -> Recipe:
     )
 
 
-_FAMILY, _PAPER = "Deformable DETR", "arXiv 2010.04159"
-_entry = partial(register, deformable_detr_50e, family=_FAMILY, paper=_PAPER, staged=True)
+_entry = partial(register, family="Deformable DETR", paper="arXiv 2010.04159", staged=True)
 
 
-@_entry(published=Published(44.5, "Deformable DETR repository: R50, 50 epochs"))
+@_entry(deformable_detr_50e, published=Published(44.5, "Deformable DETR repository: R50, 50 epochs"))
 def deformable_detr_r50(
     num_classes: int = 80,
     *,
@@ -295,16 +292,16 @@ def deformable_detr_r50(
     )  # fmt: skip
 
 
-@_entry(like=deformable_detr_r50, published=Published(46.2, "Deformable DETR repository: R50, refinement, 50 epochs"))
+_variant = partial(_entry, deformable_detr_50e, like=deformable_detr_r50)
+
+
+@_variant(published=Published(46.2, "Deformable DETR repository: R50, refinement, 50 epochs"))
 def deformable_detr_r50_refine(num_classes: int = 80, **options: Any) -> DeformableDETR:
     """Deformable DETR with iterative box refinement."""
     return deformable_detr_r50(num_classes, **{"refine": True, **options})
 
 
-@_entry(
-    like=deformable_detr_r50,
-    published=Published(46.9, "Deformable DETR repository: R50, refinement, two-stage, 50 epochs"),
-)
+@_variant(published=Published(46.9, "Deformable DETR repository: R50, refinement, two-stage, 50 epochs"))
 def deformable_detr_r50_two_stage(num_classes: int = 80, **options: Any) -> DeformableDETR:
     """Two-stage Deformable DETR with iterative box refinement."""
     return deformable_detr_r50_refine(num_classes, **{"two_stage": True, **options})
@@ -315,7 +312,7 @@ sqr_deformable_detr_r50_refine = recollecting(deformable_detr_r50_refine)
 sqr_deformable_detr_r50_two_stage = recollecting(deformable_detr_r50_two_stage)
 
 
-@register(tiny_recipe, family=_FAMILY, paper=_PAPER, staged=True)
+@_entry(tiny_recipe)
 def deformable_detr_tiny(
     num_classes: int = 10,
     *,
@@ -336,13 +333,13 @@ def deformable_detr_tiny(
     )  # fmt: skip
 
 
-@register(tiny_recipe, family=_FAMILY, paper=_PAPER, staged=True, like=deformable_detr_tiny)
+@_entry(tiny_recipe, like=deformable_detr_tiny)
 def deformable_detr_refine_tiny(num_classes: int = 10, **options: Any) -> DeformableDETR:
     """The tiny Deformable DETR with iterative box refinement."""
     return deformable_detr_tiny(num_classes, **{"refine": True, **options})
 
 
-@register(tiny_recipe, family=_FAMILY, paper=_PAPER, staged=True, like=deformable_detr_tiny)
+@_entry(tiny_recipe, like=deformable_detr_tiny)
 def deformable_detr_two_stage_tiny(num_classes: int = 10, **options: Any) -> DeformableDETR:
     """The tiny two-stage Deformable DETR."""
     return deformable_detr_refine_tiny(num_classes, **{"two_stage": True, **options})

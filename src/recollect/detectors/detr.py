@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from recollect.backbones import Backbone, tiny_backbone
 from recollect.decoding import Recollection
-from recollect.detectors.staged import Encoded, StagedDetector, recollecting
+from recollect.detectors.staged import Encoded, StagedDetector, detr_data, recollecting
 from recollect.layers.transformer import (
     EncodedImage,
     FeedForward,
@@ -156,7 +156,7 @@ def _build(
 def detr_500e() -> Recipe:
     """The paper's longer schedule: 500 epochs, batch 64, the DETR crop policy."""
     return Recipe(
-        data=Data(Resize(tuple(range(480, 801, 32)), 1333), crop=True, crop_resize=Resize((400, 500, 600), 4200)),
+        data=detr_data(),
         optimiser=Optimiser(lr=1e-4, batch=64, weight_decay=1e-4, clip_norm=0.1, scales=(("backbone.", 0.1),)),
         schedule=Schedule(epochs=500, drops=(400 / 500,), warmup_steps=0),
         batch=64,

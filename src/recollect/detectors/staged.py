@@ -14,8 +14,14 @@ from recollect.backbones import Backbone
 from recollect.decoding import Recollection, decode
 from recollect.losses import SetCriterion
 from recollect.ops.boxes import cxcywh_to_xyxy
+from recollect.recipe import Data, Resize
 from recollect.registry import Published, model_entry, register
 from recollect.structures import ImageBatch, Prediction, Queries, Target
+
+
+def detr_data() -> Data:
+    """DETR's augmentation, which its successors kept: shorter side 480 to 800, every second image cropped before."""
+    return Data(Resize(tuple(range(480, 801, 32)), 1333), crop=True, crop_resize=Resize((400, 500, 600), 4200))
 
 
 @dataclass(frozen=True)
