@@ -12,6 +12,7 @@ from parity.golden import NotRepresentable, take
 from parity.ledger import Ledger
 from parity_methods.goldens import MethodCase, as_double
 from recollect.losses import boxes, focal
+from recollect.losses.ghm import GHMClassification, GHMRegression
 
 TOLERANCE = 1e-9
 
@@ -84,3 +85,27 @@ def check_losses(case: MethodCase, ledger: Ledger) -> None:
             value, grad = run(reduce)
             ledger.close(f"{name}: {reduction}", value, golden[reduction], TOLERANCE)
             ledger.close(f"{name}: gradient of {reduction}", grad, golden[f"grad_{reduction}"], TOLERANCE)
+
+
+def check_ghm(case: MethodCase, ledger: Ledger) -> None:
+    """Three calls of the same module, with its moving histogram after each."""
+    for name, golden in case.data.items():
+        config = golden["config"]
+        options = take(
+            config,
+            {"bins": "bins", "momentum": "momentum", "mu": "mu"},
+            {"use_sigmoid": True},
+            ("type", "loss_weight"),
+        )
+        module = {"GHMC": GHMClassification, "GHMR": GHMRegression}[config["type"]](**options).double()
+        for step, one in enumerate(as_double(golden["iterations"])):
+            pred, target, valid = one["pred"].clone().requires_grad_(), one["target"], one["label_weight"] > 0
+            if config["type"] == "GHMC":
+                target = one_hot(target, pred.shape[1])
+                valid = valid[:, None].expand_as(pred)
+            loss = config["loss_weight"] * module(pred, target, valid)
+            (grad,) = torch.autograd.grad(loss, pred)
+            ledger.close(f"{name}: loss {step}", loss, one["loss"], TOLERANCE)
+            ledger.close(f"{name}: gradient {step}", grad, one["grad"], TOLERANCE)
+        if one["acc_sum_after"] is not None:  # every iteration's entry holds the state after the last one
+            ledger.close(f"{name}: histogram", module.counts, one["acc_sum_after"], TOLERANCE)

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from parity.golden import NotRepresentable
 from parity.ledger import Ledger
 from parity_methods import heads, losses, parts, two_stage
 from parity_methods.goldens import METHODS, method_cases
@@ -28,17 +29,27 @@ def check_of(case):
         return check_nms_and_roi_align
     if case.kind.startswith("losses:"):
         return losses.check_losses
+    if case.kind.startswith("GHMC / GHMR"):
+        return losses.check_ghm
     if case.kind.startswith("dense head") and case.config["type"] in heads.PREFIX:
         return heads.check_head
     if case.kind.startswith("RoI head"):
         return two_stage.check_roi
+    if case.kind.startswith("Dynamic R-CNN"):
+        return two_stage.check_dynamic
     if case.kind == "dense head RPNHead":
         return two_stage.check_rpn
     return CHECKS.get(case.kind)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if check_of(c)], ids=lambda c: c.name)
+# Upsampling of a method that is not built yet; anything else without a check fails.
+LATER = ("CARAFE",)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.kind.startswith(LATER)], ids=lambda c: c.name)
 def test_golden(case):
+    if check_of(case) is None:
+        raise NotRepresentable(f"{case.name}: nothing here checks {case.kind!r}")
     ledger = Ledger(case.name, torch.float64)
     check_of(case)(case, ledger)
     ledger.verdict()
