@@ -27,7 +27,7 @@ def test_every_kind_of_error_is_counted_once():
     ]  # the fourth object is missed
     errors = error_breakdown(evaluate_coco(truth, results))
     assert {k: v["count"] for k, v in errors.kinds.items()} == {
-        "classification": 1, "localisation": 1, "class and place": 0, "duplicate": 1, "background": 1, "missed": 1,
+        "classification": 1, "localisation": 1, "both": 0, "duplicate": 1, "background": 1, "missed": 1,
     }  # fmt: skip
     assert errors.names == ["cat", "dog"]
     assert errors.confusion[0].tolist() == [1, 1, 2]  # cats taken for: cat, dog, nothing

@@ -14,7 +14,7 @@ from recollect.evaluation import CocoMetrics
 KINDS = {
     "Cls": "classification",
     "Loc": "localisation",
-    "Both": "class and place",
+    "Both": "both",
     "Dupe": "duplicate",
     "Bkg": "background",
     "Miss": "missed",

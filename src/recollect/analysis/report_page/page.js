@@ -94,7 +94,7 @@ function pane(image, r) {
   const stage = Math.min(state.stage, run.stages) - 1;
   const view = sv("svg", { viewBox: `0 0 ${image.w} ${image.h}`, "data-run": r });
   view.append(sv("image", { href: image.src, width: image.w, height: image.h }));
-  const letter = Math.max(8, image.w / 48);
+  const letter = Math.max(image.w, image.h) / 42;
   if (state.truth) {
     image.truth.forEach(([x, y, w, h, label, crowd], t) => {
       const missed = said.missed.includes(t), again = said.recoverable.includes(t);
@@ -112,8 +112,8 @@ function pane(image, r) {
     view.append(rectangle(x1, y1, x2, y2, { class: `box${q === chosen ? " chosen" : ""}`, stroke: kind.colour, "data-query": q.i,
       "data-kind": kind.key, "stroke-dasharray": kind.key === "fp" ? "4 2" : undefined,
       click: () => { state.chosen = { run: r, query: q.i }; draw(); } }, `query ${q.i}: ${text}, ${kind.title}`));
-    view.append(sv("text", { class: "label", x: Math.max(0, x1) + 2, y: Math.max(letter, y1 - 3), "font-size": letter,
-      style: `fill: ${kind.colour}` }, text));
+    view.append(sv("text", { class: "label", x: Math.max(0, x1) + 2, y: Math.max(letter, y1 - letter / 4), "font-size": letter,
+      "stroke-width": letter / 5, style: `fill: ${kind.colour}` }, text));
   }
   if (chosen && state.points && chosen.p) {
     const places = decode(chosen.p[stage]);
@@ -202,15 +202,22 @@ function measures() {
 
 const WIDE = 420, HIGH = 220, LEFT = 46, FOOT = 34, TOP = 10, SIDE = 10;
 
+function ticks(low, high, count = 4) {
+  const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].find((m) => m * power >= raw * 0.999) * power;
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  return { found, step, top: Math.ceil(high / step - 1e-9) * step };
+}
+
 function frame(xs, ys, xTitle, xTicks, yFormat) {
-  const [x0, x1] = xs, [y0, y1] = ys;
+  const [x0, x1] = xs, y0 = ys[0], scale = ticks(ys[0], ys[1]), y1 = scale.top;
   const px = (x) => LEFT + ((x - x0) / (x1 - x0 || 1)) * (WIDE - LEFT - SIDE);
   const py = (y) => HIGH - FOOT - ((y - y0) / (y1 - y0 || 1)) * (HIGH - FOOT - TOP);
   const view = sv("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
-  for (let i = 0; i <= 4; i++) {
-    const y = y0 + ((y1 - y0) * i) / 4;
+  for (const y of ticks(y0, y1).found) {
     view.append(sv("line", { class: "axis", x1: LEFT, x2: WIDE - SIDE, y1: py(y), y2: py(y) }),
-      sv("text", { x: LEFT - 5, y: py(y) + 4, "text-anchor": "end" }, yFormat(y)));
+      sv("text", { x: LEFT - 5, y: py(y) + 4, "text-anchor": "end" }, yFormat(y, scale.step < 0.01 ? 1 : 0)));
   }
   for (const [x, text] of xTicks) view.append(sv("text", { x: px(x), y: HIGH - FOOT + 15, "text-anchor": "middle" }, text));
   view.append(sv("text", { x: (LEFT + WIDE) / 2, y: HIGH - 3, "text-anchor": "middle" }, xTitle));
@@ -228,14 +235,14 @@ function figure(title, view, series, explain) {
     explain ? el("p", { class: "explain" }, explain) : "");
 }
 
-function lines(title, series, { xTitle = "", yRange = null, xTicks = null, format = (y) => percent(y, 0), explain = "" } = {}) {
+function lines(title, series, { xTitle = "", yRange = null, xTicks = null, format = percent, explain = "" } = {}) {
   const points = series.flatMap((s) => s.points).filter((p) => p[1] !== null);
   if (!points.length) return null;
   const xs = [Math.min(...points.map((p) => p[0])), Math.max(...points.map((p) => p[0]))];
   const low = series.flatMap((s) => (s.band || []).flat()).concat(points.map((p) => p[1])).filter((v) => v !== null);
-  const ys = yRange || [Math.min(0, ...low), Math.max(...low) * 1.05 || 1];
-  const ticks = xTicks || [0, 1, 2, 3, 4].map((i) => { const x = xs[0] + ((xs[1] - xs[0]) * i) / 4; return [x, xs[1] > 10 ? x.toFixed(0) : x.toFixed(1)]; });
-  const { view, px, py } = frame(xs, ys, xTitle, ticks, format);
+  const ys = yRange || [Math.min(0, ...low), Math.max(...low) || 1];
+  const under = xTicks || ticks(xs[0], xs[1], 5).found.map((x) => [x, xs[1] > 10 ? x.toFixed(0) : x.toFixed(1)]);
+  const { view, px, py } = frame(xs, ys, xTitle, under, format);
   for (const s of series) {
     const known = s.points.filter((p) => p[1] !== null);
     if (s.band) known.forEach(([x], i) => s.band[i][0] !== null && view.append(sv("line", { x1: px(x), x2: px(x), y1: py(s.band[i][0]),
@@ -248,7 +255,7 @@ function lines(title, series, { xTitle = "", yRange = null, xTicks = null, forma
 }
 
 function bars(title, labels, series, { format, explain = "", xTitle = "" }) {
-  const top = Math.max(...series.flatMap((s) => s.values)) * 1.1 || 1;
+  const top = Math.max(...series.flatMap((s) => s.values)) || 0.01;
   const { view, py } = frame([0, labels.length], [0, top], xTitle, [], format);
   const slot = (WIDE - LEFT - SIDE) / labels.length, wide = (slot * 0.75) / series.length;
   labels.forEach((label, i) => {
@@ -293,7 +300,7 @@ function charts() {
     ...runs.map((run, r) => ({ name: `${run.name} (error ${percent(run.summary.errors.calibration.error)})`, colour: colour(r),
       points: run.summary.errors.calibration.bins.filter((b) => b.count).map((b) => [b.score, b.accuracy]) }))],
     { xTitle: "score", yRange: [0, 1], explain: "How often a detection of that score is right, at IoU 0.5." }));
-  for (const [key, title, format] of [["loss", "Loss in training", (y) => y.toPrecision(3)], ["AP", "AP in training", percent], ["AP50", "AP50 in training", percent]]) {
+  for (const [key, title, format] of [["loss", "Loss in training", (y) => String(Number(y.toPrecision(3)))], ["AP", "AP in training", percent], ["AP50", "AP50 in training", percent]]) {
     const series = runs.map((run, r) => ({ name: run.name, colour: colour(r), points: run.curves[key] || [] }));
     found.push(lines(title, series, { xTitle: "step", format, explain: key === "loss" ? "With recollection the loss sums over more groups: not comparable between the runs." : "" }));
   }
