@@ -11,6 +11,7 @@ from parity.golden import NotRepresentable, take
 from parity.ledger import Ledger
 from parity_methods.goldens import MethodCase
 from parity_methods.parts import build_anchors, build_coder, build_max_iou
+from recollect.detectors.dynamic_rcnn import DynamicStage
 from recollect.detectors.roi_heads import RoIHead
 from recollect.detectors.roi_stage import RoIStage
 from recollect.detectors.rpn import RPNHead
@@ -370,3 +371,45 @@ def check_roi_align(case: MethodCase, ledger: Ledger) -> None:
         direct = roi_align(feature, regions[places], 5, scale, *options)
         ledger.true(f"{variant}: images", order == regions[places, 0].long().tolist())
         ledger.close(f"{variant}: ours", pool([feature], boxes), direct, ledger.tolerance(TOLERANCE))
+
+
+# --- Dynamic R-CNN
+
+
+def check_dynamic(case: MethodCase, ledger: Ledger) -> None:
+    """Statistics, thresholds and losses of many steps without an update of the weights."""
+    config, data, dtype, tolerance = case.config, case.data, ledger.dtype, ledger.tolerance(TOLERANCE)
+    train = config["train_cfg"]
+    rule = take(
+        train["dynamic_rcnn"],
+        {
+            "iou_topk": "overlaps",
+            "beta_topk": "positives",
+            "update_iter_interval": "interval",
+            "initial_iou": "threshold",
+            "initial_beta": "beta",
+        },
+        {},
+    )
+    head = config["bbox_head"]
+    stage = DynamicStage(
+        build_box_head(head), coder=build_coder(head["bbox_coder"]), sampler=build_sampler(train["sampler"]), **rule
+    )
+    roi = RoIHead([stage], head["num_classes"], build_pool(config["bbox_roi_extractor"]))
+    names = {theirs: our_name(theirs, False) for theirs in data["state_dict"]}
+    state = {ours: data["state_dict"][theirs] for theirs, ours in names.items()}
+    roi.load_state_dict({**roi.state_dict(), **state})
+    roi.to(dtype)
+    maps, height, width = [data["feat"].to(dtype)], 96, 128
+    batch = ImageBatch(torch.zeros(2, 3, height, width), [(height, width)] * 2)
+    for step, golden in enumerate(data["iterations"]):
+        targets = [{"boxes": b.to(dtype), "labels": k.long()} for b, k in zip(golden["gt_bboxes"], golden["gt_labels"])]
+        with torch.no_grad():
+            losses = roi.losses(maps, [p.to(dtype) for p in golden["proposals"]], targets, batch)
+        for ours, theirs in (("class", "loss_cls"), ("box", "loss_bbox")):
+            ledger.close(ours, losses[ours], golden[theirs], tolerance)
+        place = step % len(stage.history)
+        noted = torch.tensor([golden["cur_iou"], golden["cur_beta"]], dtype=torch.float64)
+        ledger.close("statistics", stage.history[place], noted, tolerance)
+        after = torch.tensor([golden["iou_thr_after"], golden["beta_after"]], dtype=torch.float64)
+        ledger.close("threshold and bend", torch.stack((stage.threshold, stage.beta)), after, tolerance)

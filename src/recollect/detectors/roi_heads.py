@@ -103,7 +103,7 @@ class RoIHead(nn.Module):
                 found = stage.losses(logits, deltas, sampled)
                 boxes = self._refined(stage, sampled, logits, deltas, batch)
             if stage.mask_head is not None:
-                found["mask"] = self._mask_loss(index, maps, self.mask_samples(index, sampled, boxes, targets), targets)
+                found["mask"] = self.mask_loss(index, maps, self.mask_samples(index, sampled, boxes, targets), targets)
             prefix = f"stage{index}_" if len(self.stages) > 1 else ""
             losses |= {prefix + name: value * stage.weight for name, value in found.items()}
             boxes = [b[~s.own] for b, s in zip(boxes, sampled)]
@@ -116,11 +116,11 @@ class RoIHead(nn.Module):
     def _refined(
         self, stage: RoIStage, sampled: Sequence[Sampled], logits: Tensor, deltas: Tensor, batch: ImageBatch
     ) -> list[Tensor]:
-        counts = [len(s.boxes) for s in sampled]
-        parts = zip(sampled, logits.split(counts), deltas.split(counts), batch.sizes)
+        boxes = [s.boxes for s in sampled]
+        parts = zip(sampled, per_image(logits, boxes), per_image(deltas, boxes), batch.sizes)
         return [stage.refine(s.boxes, score, delta, size, s.labels) for s, score, delta, size in parts]
 
-    def _mask_loss(self, stage: int, maps: Maps, sampled: Sequence[Sampled], targets: Sequence[Target]) -> Tensor:
+    def mask_loss(self, stage: int, maps: Maps, sampled: Sequence[Sampled], targets: Sequence[Target]) -> Tensor:
         """Binary cross-entropy of each positive's mask of its own class, mean over positives and cells."""
         logits = self.mask_logits(stage, maps, [s.positives for s in sampled])
         labels = torch.cat([s.labels[: len(s.gt_index)] for s in sampled])
@@ -135,12 +135,11 @@ class RoIHead(nn.Module):
     def detections(self, maps: Maps, proposals: Sequence[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Per image `boxes`, `scores`, `labels`; with mask heads `roi_masks` [n, M, M], probabilities in the box."""
         boxes, total, logits, deltas = list(proposals), None, None, None
-        counts = [len(b) for b in boxes]
         for index, stage in enumerate(self.stages):
             assert isinstance(stage, RoIStage)
             if index and logits is not None and deltas is not None:
                 before = self.stages[index - 1]
-                parts = zip(boxes, logits.split(counts), deltas.split(counts), batch.sizes)
+                parts = zip(boxes, per_image(logits, boxes), per_image(deltas, boxes), batch.sizes)
                 boxes = [before.refine(*part) for part in parts]  # type: ignore[operator]
             logits, deltas = self._boxes(index, maps, boxes)
             total = logits if total is None else total + logits
@@ -148,7 +147,7 @@ class RoIHead(nn.Module):
         scores = (total / len(self.stages)).softmax(-1)[:, :-1]
         coder = self.stages[-1].coder
         found = []
-        for box, score, delta, size in zip(boxes, scores.split(counts), deltas.split(counts), batch.sizes):
+        for box, score, delta, size in zip(boxes, per_image(scores, boxes), per_image(deltas, boxes), batch.sizes):
             decoded = coder.decode(box[:, None], delta, size)  # type: ignore[union-attr]
             found.append(self.detect(decoded, score))
         if self.has_masks:
@@ -183,7 +182,12 @@ class RoIHead(nn.Module):
         stages = [i for i, stage in enumerate(self.stages) if stage.mask_head is not None]
         each = [of_class(self.mask_logits(stage, maps, boxes), labels).sigmoid() for stage in stages]
         mean = each[0] if len(each) == 1 else torch.stack(each).mean(0)
-        return list(mean.split([len(b) for b in boxes]))
+        return per_image(mean, boxes)
+
+
+def per_image(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Values [R, ...] of all images' boxes [n_i, 4], apart. One image's number of boxes stays open for the exporter."""
+    return [values] if len(boxes) == 1 else list(values.split([len(b) for b in boxes]))
 
 
 def masks_of(target: Target) -> Tensor | list:

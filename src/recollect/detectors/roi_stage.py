@@ -127,4 +127,4 @@ class RoIStage(nn.Module):
 
 def of_class(values: Tensor, labels: Tensor) -> Tensor:
     """[n, K or 1, ...], [n] -> [n, ...]: each row's values for its class, or the only ones there are."""
-    return values[:, 0] if values.shape[1] == 1 else values[torch.arange(len(labels), device=labels.device), labels]
+    return values[:, 0] if values.shape[1] == 1 else values[torch.arange(labels.shape[0], device=labels.device), labels]

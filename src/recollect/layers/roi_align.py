@@ -54,7 +54,7 @@ class MultiLevelRoIAlign(nn.Module):
 
         Read in float32 or better, also under autocast: coordinates have no business in half precision.
         """
-        image = [one.new_full((len(one), 1), index) for index, one in enumerate(boxes)]
+        image = [torch.full_like(one[:, :1], index) for index, one in enumerate(boxes)]
         every = torch.cat(list(boxes))
         regions = torch.cat((torch.cat(image), scale_boxes(every, self.scale)), 1)
         with torch.autocast(every.device.type, enabled=False):
