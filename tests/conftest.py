@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis.configuration import set_hypothesis_home_dir
 
+ROOT = Path(__file__).resolve().parents[1]
+set_hypothesis_home_dir(str(ROOT / ".venv" / ".hypothesis"))  # not in the tree: the house check reads every file there
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
