@@ -20,7 +20,16 @@ def check_annotations(annotations: Annotations) -> list[Finding]:
         return [Finding("dataset-empty", annotations.file)]
     if not annotations.num_objects:
         return [Finding("dataset-no-objects", annotations.file, f"{len(annotations)} images")]
-    return [*check_boxes(annotations), *check_files(annotations)]
+    return [*check_boxes(annotations), *check_ids(annotations), *check_files(annotations)]
+
+
+def check_ids(annotations: Annotations) -> list[Finding]:
+    """Annotation ids that COCO scoring would trip over."""
+    ids, counts = np.unique(annotations.ids, return_counts=True)
+    findings = [
+        Finding("annotation-id-twice", annotations.file, f"id {id}", annotation=int(id)) for id in ids[counts > 1]
+    ]
+    return findings + [Finding("annotation-id-zero", annotations.file, annotation=0) for _ in ids[ids == 0]]
 
 
 def check_boxes(annotations: Annotations) -> list[Finding]:

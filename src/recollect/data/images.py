@@ -12,7 +12,7 @@ import torch
 from PIL import Image as PillowImage
 from PIL import ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from recollect.data.findings import DataError, Finding
 
@@ -43,9 +43,9 @@ PILLOW_FAULTS = (
 def read_image(path: str | Path) -> Tensor:
     """[3, H, W] uint8 RGB after EXIF rotation.
 
-    JPEG and plain 8-bit PNG are decoded by torchvision, everything else by Pillow. Alpha is dropped, palettes and
-    CMYK become RGB, 16-bit values are divided by 256 (COCO-style tools do the same), of an animation the first frame
-    counts. DataError naming the file if there is no such file, or no whole image in it.
+    JPEG is decoded by torchvision, everything else by Pillow: damaged PNG files crash torchvision 0.29. Alpha is
+    dropped, palettes and CMYK become RGB, 16-bit values are divided by 256, of an animation the first frame counts.
+    DataError naming the file if there is no such file, or no whole image in it.
     """
     try:
         data = Path(path).read_bytes()
@@ -54,25 +54,35 @@ def read_image(path: str | Path) -> Tensor:
         raise DataError(str(Finding(kind, str(path), "" if kind == "file-missing" else str(error)))) from error
     if not data:
         raise DataError(str(Finding("file-empty", str(path))))
-    if _is_plain(data):
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        try:
-            return decode_image(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError:
-            pass  # Pillow has the last word on what is readable
+    if data[:3] == b"\xff\xd8\xff":
+        height, width = jpeg_size(data)
+        if 0 < height * width <= MAX_PIXELS:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            try:
+                image = decode_jpeg(buffer, mode=ImageReadMode.RGB)
+                assert isinstance(image, Tensor)
+                return _turned(image, _jpeg_orientation(data))
+            except RuntimeError:
+                pass  # Pillow has the last word on what is readable
     return _read_with_pillow(data, path)
 
 
-def _is_plain(data: bytes) -> bool:
-    """Whether torchvision reads this as Pillow would: JPEG, or PNG with 8-bit RGB or grey and nothing unusual."""
-    if data[:3] == b"\xff\xd8\xff":
-        height, width = jpeg_size(data)
-        return 0 < height * width <= MAX_PIXELS
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 33:
-        width, height, depth, colour, _, _, _ = struct.unpack(">IIBBBBB", data[16:29])
-        plain = depth == 8 and colour in (0, 2) and b"eXIf" not in data and b"tRNS" not in data
-        return plain and 0 < height * width <= MAX_PIXELS
-    return False
+def _jpeg_orientation(data: bytes) -> int:
+    if b"Exif\0" not in data[:65536]:
+        return 1
+    try:
+        with PillowImage.open(io.BytesIO(data)) as image:
+            return orientation(image)
+    except PILLOW_FAULTS:
+        return 1
+
+
+def _turned(image: Tensor, turn: int) -> Tensor:
+    """[3, H, W] as the EXIF orientation 1..8 says: 5 to 8 transpose, the others only mirror."""
+    if turn >= 5:
+        image = image.transpose(1, 2)
+    mirrored = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(turn)
+    return image if mirrored is None else image.flip(mirrored)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:

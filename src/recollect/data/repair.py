@@ -46,7 +46,9 @@ def repair_annotations(annotations: Annotations, findings: Sequence[Finding]) ->
         elif finding.image is not None and finding.kind in DROPPED_IMAGES:
             keep_image[finding.image] = False
             change = KINDS[finding.kind].fix
-        elif KINDS[finding.kind].fix and finding.row is None and finding.image is None:
+        elif (
+            KINDS[finding.kind].fix and finding.row is None and (finding.image is None or finding.kind == "size-wrong")
+        ):
             change = KINDS[finding.kind].fix
         else:
             continue

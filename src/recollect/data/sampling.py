@@ -84,6 +84,7 @@ def concatenate(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
         first,
         file=" + ".join(part.file for part in parts),
         folder=Path("/"),
+        format="joined",
         image_ids=np.arange(1, count + 1),
         paths=PackedStrings(str(part.path(i).absolute()) for part in parts for i in range(len(part))),
         heights=joined("heights"),

@@ -129,7 +129,7 @@ def tidy(target: Target, min_box: float) -> Target:
 
 
 def _shrink(boxes: Tensor, masks: Tensor) -> Tensor:
-    """Boxes cut down to the extent of their masks; left as they are where the mask is empty."""
+    """Boxes cut down to the extent of their masks; left as they are where the mask is empty or elsewhere."""
     columns, rows = masks.any(1), masks.any(2)
     some = rows.any(1)
     width, height = masks.shape[2], masks.shape[1]
@@ -138,6 +138,7 @@ def _shrink(boxes: Tensor, masks: Tensor) -> Tensor:
     low = torch.stack((left, top), 1).to(boxes)
     high = torch.stack((right, bottom), 1).to(boxes)
     cut = torch.cat((torch.maximum(boxes[:, :2], low), torch.minimum(boxes[:, 2:], high)), 1)
+    some &= (cut[:, 2:] > cut[:, :2]).all(1)
     return torch.where(some[:, None], cut, boxes)
 
 
@@ -189,7 +190,12 @@ def resize_to(image: Tensor, target: Target, size: tuple[int, int]) -> tuple[Ten
     """Resize image and objects to exactly (height, width)."""
     if size == (image.shape[-2], image.shape[-1]):
         return image, target
-    return F.resize(image, list(size), antialias=True), move_objects(target, lambda o: F.resize(o, list(size)))
+    resized_target = move_objects(target, lambda o: F.resize(o, list(size)))
+    boxes = F.clamp_bounding_boxes(resized_target["boxes"]).as_subclass(Tensor)  # float32 rounds beyond the edge
+    if "masks" in target:  # thin parts of a mask can vanish
+        boxes = _shrink(boxes, resized_target["masks"].as_subclass(Tensor))
+    resized_target["boxes"] = like(boxes, resized_target["boxes"])
+    return F.resize(image, list(size), antialias=True), resized_target
 
 
 class ShortestSide:

@@ -157,7 +157,7 @@ def _corners_for_sizes(annotations: Annotations) -> list[Finding]:
     usable = np.isfinite(boxes).all(1) & (limits > 0).all(1)
     beyond = (boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1) & usable
     as_corners = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= limits + 1).all(1)
-    if annotations.format == "coco" and beyond.mean() > 0.2 and bool((as_corners | ~usable).all()):
+    if annotations.format == "coco" and usable.any() and beyond.mean() > 0.2 and bool((as_corners | ~usable).all()):
         share = f"{beyond.mean():.0%} of the boxes reach beyond their image, none if read as corners"
         return [Finding("box-corners", annotations.file, share)]
     return []

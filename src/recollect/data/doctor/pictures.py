@@ -162,11 +162,10 @@ def _pair(
     remark: str,
 ) -> Finding:
     """A finding about the later of two pictures; about the one in train, if the other is held out."""
-    if places[two][0] == "train":
+    if places[one][0] == places[two][0] or places[two][0] == "train":
         one, two = two, one
     (split, image), (other_split, other_image) = places[one], places[two]
     if split == other_split:
-        (split, image), (other_split, other_image) = places[two], places[one]
         kind = "image-twice" if same else "image-near-twice"
     else:
         kind = "image-in-both" if same else "image-near-in-both"
