@@ -90,7 +90,9 @@ def main() -> None:
     for start, checkpointing, name in itertools.product(options.starts, (False, True), options.models):
         setting = ["--one", name, str(start), str(int(checkpointing))]
         fixed = ["--size", str(options.size), "--steps", str(options.steps)]
-        done = subprocess.run([sys.executable, __file__, *setting, *fixed], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, *setting, *fixed], check=True, stdout=subprocess.PIPE, text=True
+        )
         passes = sum(Recollection(start=start).groups(6)) if start else 6
         row = {"model": name, "start": start, "passes": passes, "checkpointing": checkpointing}
         rows.append(row | json.loads(done.stdout.splitlines()[-1]))
