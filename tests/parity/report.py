@@ -18,6 +18,7 @@ from parity.ledger import Entry, Ledger
 from parity.test_parity import CASES, check, holds_weights_only
 from parity_methods.test_methods import CASES as METHODS
 from parity_methods.test_methods import check_of
+from recollect.convert.conversion import TABLES
 
 HERE = Path(__file__).parent
 
@@ -34,7 +35,7 @@ def main(path: Path) -> None:
         "## Dense heads, two-stage heads and shared parts\n\nOf MMDetection 2.12, in float64, within 1e-9.\n"
     )
     sections += [_section(case, compare, (torch.float64,)) for case in METHODS if (compare := check_of(case))]
-    sections.append((HERE / "defects.md").read_text())
+    sections += [_checkpoints(), (HERE / "defects.md").read_text()]
     path.write_text("\n".join(sections), encoding="utf-8")
 
 
@@ -44,6 +45,13 @@ def _made() -> str:
         f"Written by `PYTHONPATH=tests python -m parity.report` on {today}, once, with torch {torch.__version__} on "
         f"{platform.machine()}, CPU, one thread. `tests/parity` and `tests/parity_methods` compare the same.\n"
     )
+
+
+def _checkpoints() -> str:
+    """What every name table of `recollect convert` was held against."""
+    rows = dict.fromkeys(f"| {', '.join(t.families)} | {t.source} | {t.checked} |" for t in TABLES)
+    head = "## Checkpoints that `recollect convert` reads and writes\n\n| detectors | source | held against |\n|---|---|---|"
+    return "\n".join([head, *rows, ""])
 
 
 def _section(case: Any, compare: Callable[[Any, Ledger], None], dtypes: tuple[torch.dtype, ...]) -> str:
