@@ -5,7 +5,7 @@ Paper: Dynamic R-CNN: Towards High Quality Object Detection via Dynamic Training
 R50-FPN, MMDetection 2.x, 1x: 38.9.
 
 Deviations: a batch without a positive counts the bend it had (the reference stops with an error); statistics are
-buffers, so a resumed training goes on with them. As in the reference, every rank of a distributed training follows its own.
+buffers, so a resumed training goes on with them. As in the reference, every rank of a distributed run follows its own.
 """
 
 from __future__ import annotations

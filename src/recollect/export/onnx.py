@@ -1,8 +1,8 @@
 """ONNX: the whole detector, normalisation and NMS included, and the run that verifies it.
 
 The file takes `image` [3, H, W] uint8 of one fixed size and gives `boxes` [n, 4] xyxy in its pixels, `scores` [n]
-descending and `labels` [n], as the detector does. It exists under its name only once onnxruntime has found with it, on
-the images given, what torch finds.
+descending and `labels` [n], as the detector does, and `roi_masks` [n, M, M] from a detector that has mask heads. It
+exists under its name only once onnxruntime has found with it, on the images given, what torch finds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ class ExportError(ValueError):
     """A detector that cannot be exported, or whose exported form finds something else."""
 
 
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of what the exported file gives."""
+    return (*OUTPUTS, "roi_masks") if getattr(model, "needs_masks", False) else OUTPUTS
+
+
 class _OneImage(nn.Module):
-    """What is exported: one image in, three tensors out."""
+    """What is exported: one image in, three or four tensors out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -33,7 +38,7 @@ class _OneImage(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         found = self.model([image])[0]
-        return tuple(found[name] for name in OUTPUTS)
+        return tuple(found[name] for name in outputs_of(self.model))
 
 
 def export_onnx(
@@ -106,8 +111,8 @@ def _write(model: nn.Module, path: Path, image: Tensor, opset: int) -> None:
                 dynamo=False,
                 opset_version=opset,
                 input_names=["image"],
-                output_names=list(OUTPUTS),
-                dynamic_axes={name: {0: "detections"} for name in OUTPUTS},
+                output_names=list(outputs_of(model)),
+                dynamic_axes={name: {0: "detections"} for name in outputs_of(model)},
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise ExportError(f"torch cannot write this detector as ONNX: {str(error).strip()[:500]}") from error
@@ -119,12 +124,13 @@ def _verify(model: nn.Module, session: Any, images: Sequence[Tensor], pixels: fl
     for place, image in enumerate(images):
         with torch.no_grad():
             expected = model([image])[0]
-        found = dict(zip(OUTPUTS, map(torch.from_numpy, session.run(list(OUTPUTS), {"image": image.numpy()}))))
+        outputs = list(outputs_of(model))
+        found = dict(zip(outputs, map(torch.from_numpy, session.run(outputs, {"image": image.numpy()}))))
         ours, theirs = len(expected["scores"]), len(found["scores"])
         if ours != theirs:
             raise ExportError(f"image {place}: torch finds {ours} objects, the exported file {theirs}")
         free = torch.ones(theirs, dtype=torch.bool)
-        for box, value, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
+        for index, (box, value, label) in enumerate(zip(expected["boxes"], expected["scores"], expected["labels"])):
             # Not by rank: two almost equal scores may change places.
             apart = (found["boxes"] - box).abs().amax(1)
             off = (found["scores"] - value).abs()
@@ -136,6 +142,13 @@ def _verify(model: nn.Module, session: Any, images: Sequence[Tensor], pixels: fl
                 )
             partner = torch.where(fits, apart, torch.inf).argmin()
             free[partner] = False
+            if "roi_masks" in outputs:
+                moved = (found["roi_masks"][partner] - expected["roi_masks"][index]).abs().max()
+                if moved > 10 * score:
+                    raise ExportError(
+                        f"image {place}: the mask of detection {index} differs by {float(moved):.4f} in probability "
+                        f"between torch and the exported file, more than {10 * score}"
+                    )
             worst_box, worst_score = max(worst_box, float(apart[partner])), max(worst_score, float(off[partner]))
         compared += ours
     if not compared:
