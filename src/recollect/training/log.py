@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -64,7 +65,6 @@ class ProgressLine(Callback):
         self.console = Console(stderr=True, highlight=False)
         self.quiet, self.every_seconds, self.title = quiet, every_seconds, title
         self.bar: Progress | None = None
-        self.loss = float("nan")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -96,9 +96,8 @@ class ProgressLine(Callback):
         elapsed = now - self.began
         rate = (module.images_seen - self.first_images) * trainer.world_size / max(elapsed, 1e-9)
         facts = (
-            f"loss {module.last_loss:.3f}  lr {module.learning_rate:.2g}  {rate:.1f} images/s  "
-            f"{megabytes(peak_memory(module.device))}"
-        )
+            "" if math.isnan(module.last_loss) else f"loss {module.last_loss:.3f}  "
+        ) + f"lr {module.learning_rate:.2g}  {rate:.1f} images/s  {megabytes(peak_memory(module.device))}"
         if self.bar is not None:
             self.bar.update(self.task, completed=module.counts.step, facts=facts)
             return

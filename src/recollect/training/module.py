@@ -17,7 +17,15 @@ from recollect.recipe import Recipe
 from recollect.structures import Target
 from recollect.training.average import WeightAverage
 from recollect.training.memory import explain_out_of_memory, is_out_of_memory
-from recollect.training.nonfinite import HELP, NonFiniteLoss, PredictionWatch, all_ranks, describe, save_batch
+from recollect.training.nonfinite import (
+    HELP,
+    NonFiniteLoss,
+    PredictionWatch,
+    all_ranks,
+    describe,
+    distributed,
+    save_batch,
+)
 from recollect.training.optimiser import build_optimiser, build_schedule
 
 
@@ -197,10 +205,13 @@ class TrainingModule(pl.LightningModule):
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def mean_losses(self) -> dict[str, float]:
-        """Mean of `loss` and every term of it since the last call, on this rank; one device-to-host copy."""
+        """Mean of `loss` and every term of it since the last call, over all ranks; one device-to-host copy."""
         if not self.sums:
             return {}
-        *sums, passes = torch.stack(list(self.sums.values())).tolist()
+        together = torch.stack(list(self.sums.values()))
+        if distributed():  # bad steps are left out on all ranks alike, so all have the same terms
+            torch.distributed.all_reduce(together)
+        *sums, passes = together.tolist()
         names = list(self.sums)[:-1]
         self.sums = {}
         means = {name: value / passes for name, value in zip(names, sums)}

@@ -101,6 +101,10 @@ class Result:
     metrics: CocoMetrics | None
 
 
+class WorkerDied(RuntimeError):
+    """A process that reads images was killed or crashed."""
+
+
 def fit(
     recipe: Recipe,
     train: DetectionDataset,
@@ -178,7 +182,15 @@ def fit(
     with warnings.catch_warnings():
         for text in ("The 'train_dataloader' does not have many workers", ".*in eval mode at the start", ".*LeafSpec"):
             warnings.filterwarnings("ignore", text)
-        trainer.fit(module, _Loaders(recipe, train, settings, start, total, trainer))
+        try:
+            trainer.fit(module, _Loaders(recipe, train, settings, start, total, trainer))
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "Original Traceback" in str(error):
+                raise
+            raise WorkerDied(
+                f"a process that reads images died at step {module.counts.step} ({str(error).splitlines()[0]}); most "
+                f"often the system had no memory left. Take fewer --workers and go on with --resume {folder}"
+            ) from error
     if module.counts.step < total and not keeper.stopped_early:
         raise KeyboardInterrupt(f"interrupted at step {module.counts.step}: go on with --resume {folder}")
     return Result(
