@@ -50,8 +50,8 @@ def _made() -> str:
 def _checkpoints() -> str:
     """What every name table of `recollect convert` was held against."""
     rows = dict.fromkeys(f"| {', '.join(t.families)} | {t.source} | {t.checked} |" for t in TABLES)
-    head = "## Checkpoints that `recollect convert` reads and writes\n\n| detectors | source | held against |\n|---|---|---|"
-    return "\n".join([head, *rows, ""])
+    title = "## Checkpoints that `recollect convert` reads and writes\n"
+    return "\n".join([title, "| detectors | source | held against |", "|---|---|---|", *rows, ""])
 
 
 def _section(case: Any, compare: Callable[[Any, Ledger], None], dtypes: tuple[torch.dtype, ...]) -> str:
