@@ -268,7 +268,7 @@ def to_tensor(picture: Picture) -> Tensor:
             picture = np.repeat(picture[..., None], 3, 2)
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"an array must be [H, W, 3] or [H, W] uint8, found {picture.shape} {picture.dtype}")
-        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # a copy: arrays may be read-only
     if isinstance(picture, Tensor):
         if picture.ndim != 3 or picture.shape[0] != 3:
             raise ValueError(f"a tensor must be [3, H, W], found {tuple(picture.shape)}")
