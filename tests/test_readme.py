@@ -15,7 +15,13 @@ def test_table_of_detectors_is_the_registry_s():
     from recollect.registry import list_models
 
     table = README.split("<!-- models -->")[1].split("<!-- end of models -->")[0].strip()
-    assert table == markdown([describe(n) for n in list_models() if not n.endswith("_tiny")])
+    expected = markdown([describe(n) for n in list_models() if not n.endswith("_tiny")])
+    assert all_but_last_column(table) == all_but_last_column(expected)
+
+
+def all_but_last_column(table):
+    """The last one holds what we measured, which no code knows."""
+    return [line.rsplit("|", 2)[0] for line in table.splitlines()]
 
 
 def test_commands_and_links_exist():

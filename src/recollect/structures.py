@@ -207,9 +207,7 @@ class Detections:
             index = torch.as_tensor(index)
             index = index if index.numel() else index.long()
         masks = None if self.masks is None else self.masks[index]
-        return replace(
-            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=masks
-        )
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=masks)
 
     def __iter__(self) -> Iterator[Detections]:
         return (self[i] for i in range(len(self)))

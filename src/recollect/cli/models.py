@@ -72,11 +72,11 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as Markdown."""
-    lines = ["| name | family | paper | parameters | published AP | source |", "|---|---|---|---|---|---|"]
+    """The table as Markdown, with a last column for what people measured themselves."""
+    lines = ["| name | family | paper | parameters | published AP | source | measured |", "|---" * 7 + "|"]
     for row in rows:
         published = "" if row["published_ap"] is None else f"{row['published_ap']:.1f}"
         size = f"{row['parameters'] / 1e6:.1f} M"
-        cells = (f"`{row['name']}`", row["family"], row["paper"], size, published, row["published_source"] or "")
+        cells = (f"`{row['name']}`", row["family"], row["paper"], size, published, row["published_source"] or "", "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
