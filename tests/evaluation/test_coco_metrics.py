@@ -186,3 +186,36 @@ def test_two_categories_of_one_name_stay_apart():
     truth = tiny()
     truth["categories"][1]["name"] = "cat"
     assert set(evaluate_coco(truth, []).per_class) == {"cat (id 3)", "cat (id 7)"}
+
+
+def test_rescoring_equals_scoring_anew(demo):
+    for kind in ("bbox", "segm"):
+        ids = sorted(image["id"] for image in demo["truth"]["images"])[:60]
+        metrics = evaluate_coco(demo["truth"], demo[kind], iou_type=kind, image_ids=ids)
+        assert metrics.rescored().stats == metrics.stats
+        options = {"iou_thresholds": [0.4, 0.5], "classes": ["person", "dog"]}
+        again = metrics.rescored(**options)
+        anew = evaluate_coco(demo["truth"], demo[kind], iou_type=kind, image_ids=ids, **options)
+        assert again.stats == anew.stats and again.per_class == anew.per_class
+
+
+def test_the_verb_prints_what_is_asked_for(tmp_path, capsys):
+    from recollect.cli import main
+
+    truth, results, out = tmp_path / "truth.json", tmp_path / "results.json", tmp_path / "out.json"
+    truth.write_text(json.dumps(tiny(boxes=((0, (0, 0, 10, 10)), (1, (50, 50, 20, 20))))))
+    results.write_text(json.dumps([result(), result((50, 50, 20, 14), 0.4, category=7)]))  # IoU 0.7
+    files = ["eval", "--predictions", str(results), "--truth", str(truth), "--json", str(out)]
+    assert main(files) == 0
+    assert "[dog]" not in capsys.readouterr().out
+    assert json.loads(out.read_text())["stats"]["AP"] == pytest.approx((1 + 0.5) / 2)
+    assert main([*files, "--per-class", "--iou", "0.5", "0.8", "--voc", "area", "--recall-at", "1", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "[dog]" in said and "VOC mAP (area, IoU 0.5): 100.0" in said and "AR@10" in said
+    data = json.loads(out.read_text())
+    assert data["stats"]["AP"] == pytest.approx(0.75) and data["voc"]["mAP"] == 1
+    assert data["recall"]["AR@1"] == pytest.approx(0.5) and data["recall"]["ARl@10"] is None
+    assert main([*files, "--classes", "cat"]) == 0
+    assert json.loads(out.read_text())["stats"]["AP"] == pytest.approx(1)
+    assert main([*files, "--classes", "horse"]) == 1
+    assert "no class horse" in capsys.readouterr().err

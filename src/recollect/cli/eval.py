@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
-from recollect.evaluation import CocoMetrics, evaluate_coco
+from recollect.evaluation import CocoMetrics, evaluate_coco, evaluate_proposals, evaluate_voc, percent
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Arguments:
     """Write all numbers to this file."""
     stages: bool = False
     """Also every decoder stage alone."""
+    per_class: bool = False
+    """Also a table of all classes."""
+    iou: tuple[float, ...] = ()
+    """AP over these IoU thresholds, instead of 0.50:0.05:0.95."""
+    classes: tuple[str, ...] = ()
+    """Score only these classes."""
+    voc: Literal["area", "07"] | None = None
+    """Also Pascal VOC's mAP at IoU 0.5: area under the curve, or the eleven points of 2007."""
+    recall_at: tuple[int, ...] = ()
+    """Also the average recall, whatever the class, of so many detections per image (for proposals)."""
     batch: int = 1
     """Images per pass."""
     max_detections: int = 100
@@ -44,13 +55,30 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Measure and print."""
     console = Console(highlight=False)
+    if arguments.voc is not None and arguments.masks:
+        raise ValueError("--voc scores boxes: leave out --masks")
     metrics = _metrics(arguments, console)
+    all_classes = metrics
+    if arguments.iou or arguments.classes:
+        metrics = metrics.rescored(iou_thresholds=arguments.iou or None, classes=arguments.classes or None)
+    data = metrics.to_json()
     console.print(metrics.table())
-    console.print(metrics.table(per_class=True))
+    if arguments.per_class:
+        console.print(metrics.table(per_class=True))
+    if arguments.voc is not None:
+        voc = evaluate_voc(*all_classes.inputs(), method=arguments.voc, classes=arguments.classes or None)
+        data["voc"] = voc.to_json()
+        console.print(f"VOC mAP ({arguments.voc}, IoU 0.5): {percent(voc.mean)}")
+    if arguments.recall_at:
+        data["recall"] = evaluate_proposals(
+            *all_classes.inputs(), limits=arguments.recall_at, iou_type=metrics.iou_type
+        )
+        console.print(", ".join(f"{name} {percent(value)}" for name, value in data["recall"].items()))
+        data["recall"] = {k: None if math.isnan(v) else v for k, v in data["recall"].items()}
     for note in metrics.notes:
         console.print(note, markup=False)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(metrics.to_json(), indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ class CocoMetrics:
 
     stats: dict[str, float]
     per_class: dict[str, dict[str, float]]
-    iou_type: str = "bbox"
+    iou_type: IouType = "bbox"
     max_detections: int = 100
     images: int = 0
     notes: tuple[str, ...] = ()
@@ -43,6 +43,30 @@ class CocoMetrics:
     def ap(self) -> float:
         """AP over all classes, 0..1."""
         return self.stats["AP"]
+
+    def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """(ground truth, results) behind these metrics, of the images that were scored: to score them otherwise."""
+        scored = set(self.evaluator.params.img_ids)
+        truth = self.evaluator.coco_gt.dataset
+        for part in ("images", "annotations"):
+            key = "id" if part == "images" else "image_id"
+            truth[part] = [row for row in truth[part] if row[key] in scored]
+        # hotcoco adds a box to a mask and an outline to a box; given again, they would change what is measured
+        fields = ("image_id", "category_id", "score", "bbox" if self.iou_type == "bbox" else "segmentation")
+        results = self.evaluator.coco_dt.dataset["annotations"]
+        return truth, [{k: r[k] for k in fields} for r in results if r["image_id"] in scored]
+
+    def rescored(
+        self, *, iou_thresholds: Sequence[float] | None = None, classes: Sequence[str] | None = None
+    ) -> CocoMetrics:
+        """The same detections at other IoU thresholds, or for some classes only; see `evaluate_coco`."""
+        truth, results = self.inputs()
+        again = evaluate_coco(
+            truth, results, iou_type=self.iou_type, max_detections=self.max_detections,
+            iou_thresholds=iou_thresholds, classes=classes,
+        )  # fmt: skip
+        stages = tuple(s.rescored(iou_thresholds=iou_thresholds, classes=classes) for s in self.stages)
+        return replace(again, notes=self.notes, stages=stages)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data in full precision; null where there is no object to find."""
@@ -148,7 +172,7 @@ def run_hotcoco(
 
 
 def _metrics(
-    evaluator: Any, categories: list[dict[str, Any]], iou_type: str, max_detections: int, notes: tuple[str, ...]
+    evaluator: Any, categories: list[dict[str, Any]], iou_type: IouType, max_detections: int, notes: tuple[str, ...]
 ) -> CocoMetrics:
     params, arrays = evaluator.params, evaluator.eval
     # [thresholds, recalls, classes, sizes, limits] and [thresholds, classes, sizes, limits]; -1 where no object is
