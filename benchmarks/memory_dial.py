@@ -3,6 +3,7 @@ activation checkpointing.
 
 python benchmarks/memory_dial.py                        every setting, each in a fresh process, on the CPU or the GPU
 python benchmarks/memory_dial.py --starts 1 5 --size 512
+An interrupted run goes on where it stopped; delete the file of results to measure anew.
 
 Prints the table of docs/recollection.md and writes benchmarks/results/memory_dial.json. On a CPU, memory is the peak of
 the process and time is CPU time (so other work on the machine hardly matters); on a GPU, memory is the peak that torch
@@ -87,12 +88,17 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    for start, checkpointing, name in itertools.product(options.starts, (False, True), options.models):
-        setting = ["--one", name, str(start), str(int(checkpointing))]
+    if options.out.is_file():  # go on with what an interrupted run has measured alike
+        before = json.loads(options.out.read_text(encoding="utf-8"))
+        rows = before["rows"] if all(before[k] == about[k] for k in about.keys() - {"command", "date"}) else []
+    measured = {(row["start"], row["checkpointing"], row["model"]) for row in rows}
+    for setting in itertools.product(options.starts, (False, True), options.models):
+        if setting in measured:
+            continue
+        start, checkpointing, name = setting
+        one = ["--one", name, str(start), str(int(checkpointing))]
         fixed = ["--size", str(options.size), "--steps", str(options.steps)]
-        done = subprocess.run(
-            [sys.executable, __file__, *setting, *fixed], check=True, stdout=subprocess.PIPE, text=True
-        )
+        done = subprocess.run([sys.executable, __file__, *one, *fixed], check=True, stdout=subprocess.PIPE, text=True)
         passes = sum(Recollection(start=start).groups(6)) if start else 6
         row = {"model": name, "start": start, "passes": passes, "checkpointing": checkpointing}
         rows.append(row | json.loads(done.stdout.splitlines()[-1]))
