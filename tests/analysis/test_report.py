@@ -124,7 +124,7 @@ def test_a_user_in_a_browser(page, tmp_path):
 
 @pytest.mark.slow
 def test_two_hundred_images_do_not_freeze(tmp_path):
-    path, _ = make_report(tmp_path, images=200, queries=100, stages=6, runs=1, bootstrap=0)
+    path, _ = make_report(tmp_path, images=200, queries=60, stages=6, runs=1, bootstrap=0)
     said = act(
         path,
         """
@@ -140,7 +140,6 @@ def test_two_hundred_images_do_not_freeze(tmp_path):
     assert facts["images"] == 200
     # milliseconds; generous, because test machines are shared: a quiet core needs a tenth
     assert facts["loaded"] < 20_000 and facts["redraw"] < 500, facts
-    print(facts)
     assert Path(path).stat().st_size < 30e6
 
 
