@@ -185,7 +185,9 @@ class TrainingLoader(DataLoader):
     """A DataLoader that knows how many batches were taken, and can go on from there."""
 
     def __init__(self, dataset: Any, batches: TrainingBatches, workers: int | None) -> None:
-        super().__init__(_Reseeding(dataset), batch_sampler=batches, collate_fn=collate, **_workers(workers))
+        # its own generator, so that starting an epoch leaves the caller's alone
+        options = {"collate_fn": collate, "generator": torch.Generator(), **_workers(workers)}
+        super().__init__(_Reseeding(dataset), batch_sampler=batches, **options)
         self.batches = batches
         self.taken = 0
 
