@@ -26,7 +26,7 @@ from recollect.matching.assigner import Assigner, scatter
 from recollect.matching.samplers import RandomSampler
 from recollect.ops.nms import PostProcess
 from recollect.ops.precision import full_precision
-from recollect.structures import Assignment, ImageBatch, Priors, Target
+from recollect.structures import ImageBatch, Priors, Target
 
 Outputs = dict[str, Tensor]
 """What a head says at every prior, [B, N, D] by name: "logits" (D = K), "boxes" (as its coder decodes), and more."""
@@ -137,8 +137,7 @@ class DenseHead(nn.Module):
         """Ask the assigner (this head's unless given), image by image, about the priors within the image."""
         assigner = assigner or self.assigner
         maps = [(int(f.shape[-2]), int(f.shape[-1])) for f in features]
-        found: list[Assignment] = []
-        labels, boxes, prior_boxes = [], [], []
+        found, labels, boxes, prior_boxes = [], [], [], []
         for image, target in enumerate(targets):
             said = {name: values[image].detach() for name, values in outputs.items()}
             own = self.own_priors(said, priors)
