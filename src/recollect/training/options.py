@@ -74,7 +74,7 @@ class Options:
     size: tuple[int, ...] = ()
     """Shorter side of the images in pixels; several numbers train at several scales. The longer side follows."""
     lr: float | None = None
-    """Learning rate at the recipe's own batch size; it is scaled by sqrt(batch / that)."""
+    """Learning rate at the recipe's own batch size; scaled by sqrt(batch / that), for SGD by batch / that."""
     weight_decay: float | None = None
     """Weight decay."""
     optimiser: Literal["adamw", "sgd"] | None = None
