@@ -115,6 +115,7 @@ class _Window:
                 # a number may be cut as well: of 1.5e-7 the window may show 1.5, 1.5e or 1.5e-
                 if end + 3 <= len(self.text) or self.whole:
                     self.at = end
+                    self.chunk = CHUNK
                     return value
             self.chunk *= 2
             self.read()
