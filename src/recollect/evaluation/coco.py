@@ -11,10 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 from hotcoco import COCO, COCOeval
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 IouType = Literal["bbox", "segm"]
+
+
+_COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 0)}  # all numbers within 80 characters
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,12 @@ class CocoMetrics:
         """A table for the terminal, in percent: the summary (one row per stage if there are any), or one per class."""
         if per_class:
             columns = [c for c in next(iter(self.per_class.values()), {}) if c != "objects"]
-            table = Table("class", *columns, "objects", title=f"{self.iou_type} AP per class")
+            table = Table("class", *columns, "objects", title=f"{self.iou_type} AP per class", **_COMPACT)
             for name, row in sorted(self.per_class.items(), key=lambda item: _worst_last(item[1]["AP"])):
                 table.add_row(escape(name), *(percent(row[c]) for c in columns), f"{row['objects']:.0f}")
         else:
             title = f"{self.iou_type} AP on {self.images} images, at most {self.max_detections} detections each"
-            table = Table(*(["stage"] if self.stages else []), *self.stats, title=title)
+            table = Table(*(["stage"] if self.stages else []), *self.stats, title=title, **_COMPACT)
             for place, metrics in enumerate(self.stages or (self,)):
                 stage = [str(place + 1)] if self.stages else []
                 table.add_row(*stage, *(percent(v) for v in metrics.stats.values()))
