@@ -11,6 +11,11 @@ from PIL import Image
 
 NAMES = ("red", "green")
 
+SMALL: dict[str, Any] = {
+    "size": (64,), "queries": 5, "stages": 2, "batch": 4, "steps": 4, "log_every": 1, "quiet": True,
+    "accelerator": "cpu", "workers": 0,
+}  # fmt: skip
+
 
 def make_rectangles(folder: Path, *, train: int = 12, val: int = 4, size: int = 64, names=NAMES, seed: int = 0) -> Path:
     """Write `images/` and both annotation files; every fourth image is empty. Category ids are 3, 7, 11, ..."""

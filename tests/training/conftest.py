@@ -11,18 +11,12 @@ import torch
 
 import recollect
 from recollect.training.checkpoint import read_checkpoint
-from tiny_data import make_rectangles
+from tiny_data import SMALL, make_rectangles
 
 
 @pytest.fixture(scope="session")
 def rectangles(tmp_path_factory) -> Path:
     return make_rectangles(tmp_path_factory.mktemp("data") / "rectangles")
-
-
-SMALL: dict[str, Any] = {
-    "size": (64,), "queries": 5, "stages": 2, "batch": 4, "steps": 4, "log_every": 1, "quiet": True,
-    "accelerator": "cpu", "workers": 0,
-}  # fmt: skip
 
 
 @pytest.fixture
